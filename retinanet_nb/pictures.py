@@ -231,7 +231,7 @@ def draw_detections(
         raise ValueError(f"boxes, scores and labels must be of one length, not {len(boxes)}, {len(scores)} and {len(labels)}")
     image = np.ascontiguousarray(image).copy()
     order = [i for i in np.argsort(scores, kind="stable") if labels[i] >= 0 and scores[i] >= score_threshold]
-    thickness = max(2, round(min(image.shape[:2]) / 300))
+    thickness = max(2, round(min(image.shape[:2]) / 200))
     for i in order: draw_box(image, boxes[i], label_color(labels[i]), thickness)
     for i in order:  # captions last, so that no box crosses one
         label = int(labels[i])
