@@ -7,7 +7,7 @@ __all__ = ['VOC_ARCHIVES', 'VOC_ADDRESS', 'Record', 'DataReport', 'Records', 'An
            'turn_boxes', 'VOCDataset', 'COCODataset', 'CSVDataset', 'fetch', 'unpack', 'download_voc']
 
 # %% ../nbs/06a_voc.ipynb #1541b3b6
-import csv, hashlib, json, math, os, re, shutil, tarfile, tempfile, time, unicodedata, urllib.error, urllib.request, warnings
+import csv, hashlib, io, json, math, os, re, shutil, tarfile, tempfile, time, unicodedata, urllib.error, urllib.request, warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -197,6 +197,7 @@ def parse_annotation(path: Path, # the XML file
 def picture_header(path: Path # a picture's file
                    ) -> tuple: # ((height, width) as stored, EXIF orientation 1…8)
     "Size and orientation from the header, in well under a millisecond; `ValueError` with the reason where the file is no picture or is cut short."
+    path = Path(path)
     try:
         with warnings.catch_warnings(), Image.open(path) as im:
             warnings.simplefilter("ignore")
@@ -205,15 +206,14 @@ def picture_header(path: Path # a picture's file
             turn = im.getexif().get(0x0112, 1) if kind != "PNG" or "exif" in im.info else 1
     except FileNotFoundError: raise
     except Exception as e: raise ValueError(f"it is not a picture that can be read ({type(e).__name__})") from None
-    with open(path, "rb") as f:
-        f.seek(-2, os.SEEK_END)
-        if kind in ("JPEG", "MPO") and f.read(2) != b"\xff\xd9":
-            f.seek(0); data = f.read()
-            # bytes may follow the end marker, but no scan may start after it
-            if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"): raise ValueError("the JPEG is cut short: its end marker is missing")
-        elif kind == "PNG":
-            f.seek(0); data = f.read()
-            if b"IEND" not in data[-4096:] and b"IEND" not in data: raise ValueError("the PNG is cut short: its end is missing")
+    end = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(kind)
+    if end:
+        with open(path, "rb") as f:
+            f.seek(-min(32, path.stat().st_size), os.SEEK_END)
+            if end not in f.read():
+                # other bytes may follow the end, so look at the whole file; but no JPEG scan may begin after the last end marker
+                f.seek(0); data = f.read()
+                if data.rfind(end) <= (-1 if kind == "PNG" else data.rfind(b"\xff\xda")): raise ValueError(f"the {kind} is cut short: its end is missing")
     return (height, width), turn if turn in range(1, 9) else 1
 
 def turn_boxes(boxes: np.ndarray, # (n, 4) x1, y1, x2, y2 on the picture as stored
@@ -241,7 +241,8 @@ def _check(report, file, picture, boxes, stated):
         elif len(boxes) and (boxes[:, 2].max() > w + 1 or boxes[:, 3].max() > h + 1) and boxes[:, 2].max() <= stated[1] + 1 and boxes[:, 3].max() <= stated[0] + 1:
             report.add("refused", file, f"{said}, and its boxes fit only the former"); return None
         else: report.add("noted", file, f"{said}; the boxes were taken as pixels of the picture")
-    elif turn != 1: report.add("noted", file, f"the picture has EXIF orientation {turn}; the boxes were taken as drawn on the turned picture")
+    elif turn != 1 and not (turn > 4 and stated and h != w): # else its size says that it was annotated as seen
+        report.add("noted", file, f"the picture has EXIF orientation {turn}; the boxes were taken as drawn on the turned picture")
     clipped = np.clip(boxes, 0, (w, h, w, h))
     keep = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
     for b, c, k in zip(boxes, clipped, keep):
@@ -312,7 +313,7 @@ def _splits(root, split):
         chosen = list(folders.values())
         if year is None and (m := re.fullmatch(r"(\d{4})_(.+)", name)) and not any(_split_file(f, name) for f in chosen): year, name = m[1], m[2]
         if year is not None:
-            chosen = [f for n, f in folders.items() if n in (year, f"VOC{year}") or len(folders) == 1 and not re.fullmatch(r"VOC\d{4}", n)]
+            chosen = [f for n, f in folders.items() if n.lower() in (year, f"voc{year}") or len(folders) == 1 and not re.fullmatch(r"(?i)voc\d{4}", n)]
             if not chosen: raise FileNotFoundError(f"{root} has no VOC{year}; it has {', '.join(folders)}.")
         if len(chosen) > 1: raise ValueError(f"{root} holds {', '.join(folders)}; say which one, for example split=\"{next(iter(folders)).removeprefix('VOC')}_{name}\".")
         path = _split_file(chosen[0], name)
@@ -382,7 +383,7 @@ class VOCDataset(Records):
                 if stem not in xmls and stem.lower().endswith(_PICTURES + (".xml",)): stem = stem.rpartition(".")[0]
                 if (folder, stem) in seen: report.add("noted", stem, f"listed more than once in {shown}; taken once"); continue
                 seen.add((folder, stem)); row = None
-                try: row, z = self._row(folder, stem, xmls, pictures, report, one_based, f"{folder.name}/" if len(seen) and folder != Path(root) else "")
+                try: row, z = self._row(folder, stem, xmls, pictures, report, one_based, "" if folder == Path(root) else f"{folder.name}/")
                 except ValueError as e:
                     if strict: raise
                     broken.append(str(e)); continue
@@ -437,10 +438,10 @@ class COCODataset(Records):
             by_picture[o["image_id"]].append(o)
         rows, ids = [], []
         for i, info in pictures.items():
-            file, names, boxes, crowd = info.get("file_name", f"image {i}"), [], [], []
+            file, names, boxes, crowd = str(info.get("file_name", f"image {i}")), [], [], []
             for o in by_picture[i]:
                 try: x, y, w, h = (float(v) for v in o["bbox"])
-                except (KeyError, TypeError, ValueError): x = math.nan
+                except (KeyError, TypeError, ValueError): x = y = w = h = math.nan
                 if not math.isfinite(x + y + w + h): raise ValueError(f"{path}: annotation {o.get('id')} has {o.get('bbox')!r} as bbox instead of four numbers.")
                 if w <= 0 or h <= 0: report.add("dropped", file, f"annotation {o.get('id')} ({categories[o['category_id']]}): the bbox {o['bbox']} has no area"); continue
                 names.append(categories[o["category_id"]]); boxes.append((x, y, x + w, y + h)); crowd.append(bool(o.get("iscrowd", 0)))
@@ -498,7 +499,7 @@ def _read_rows(path):
     if not path.is_file(): raise FileNotFoundError(f"There is no file {path}.")
     try: text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as e: raise ValueError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}.") from None
-    reader = csv.reader(text.splitlines())
+    reader = csv.reader(io.StringIO(text, newline=""))
     return [(reader.line_num, row) for row in reader if any(v.strip() for v in row)]
 
 def _read_mapping(path):
@@ -509,6 +510,13 @@ def _read_mapping(path):
     return tuple(sorted(ids, key=ids.get))
 
 # %% ../nbs/06a_voc.ipynb #303bc39f
+def _md5(path):
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20): digest.update(block)
+    return digest.hexdigest()
+
+# %% ../nbs/06a_voc.ipynb #8becea0a
 VOC_ARCHIVES = { # (year, split): (path below the official address, MD5)
     ("2007", "trainval"): ("voc2007/VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64"),
     ("2007", "test"): ("voc2007/VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea026b94dd2c"),
@@ -525,10 +533,11 @@ def fetch(url: str, # address of the file
     "Download `url`, going on where an earlier attempt broke off; the file appears under its name only when it is complete and its checksum right. `OSError` or `ValueError` else."
     from tqdm.auto import tqdm
     path = Path(path); part = path.with_name(path.name + ".part"); path.parent.mkdir(parents=True, exist_ok=True)
-    total, failures, why = None, 0, ""
+    total, failures, most, why = None, 0, -1, ""
     with tqdm(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress) as bar:
         while True:
             have = part.stat().st_size if part.exists() else 0
+            if have > most: most, failures = have, 0 # it broke off, but later than ever before
             if total is not None and have >= total: break
             try:
                 request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -539,7 +548,7 @@ def fetch(url: str, # address of the file
                     bar.total, bar.n = total, have; bar.refresh()
                     with open(part, "ab" if have else "wb") as out:
                         while chunk := reply.read(1 << 18):
-                            out.write(chunk); bar.update(len(chunk)); failures = 0
+                            out.write(chunk); bar.update(len(chunk))
                 if total is None: break # a server that states no length: the end is the end
                 if part.stat().st_size < total: why, failures = "the connection broke off", failures + 1
             except urllib.error.HTTPError as e:
@@ -549,13 +558,13 @@ def fetch(url: str, # address of the file
             except Exception as e: why, failures = f"{type(e).__name__} {e}", failures + 1 # http.client's IncompleteRead and its kin
             if failures >= attempts: raise OSError(f"{url} could not be downloaded: {why}; what has arrived is kept in {part}, and the next call goes on from there.")
             if failures: time.sleep(min(0.2 * 2**failures, 10))
-    if md5:
-        with open(part, "rb") as f: found = hashlib.file_digest(f, "md5").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.md5(f.read()).hexdigest()
-        if found != md5: part.unlink(); raise ValueError(f"{url} arrived with the checksum {found} instead of {md5}; it has been deleted. Try again, or another mirror.")
+    if md5 and (found := _md5(part)) != md5:
+        part.unlink()
+        raise ValueError(f"{url} arrived with the checksum {found} instead of {md5}; it has been deleted. Try again, or another mirror.")
     os.replace(part, path)
     return path
 
-# %% ../nbs/06a_voc.ipynb #8becea0a
+# %% ../nbs/06a_voc.ipynb #ac63ebd3
 def unpack(tar: Path, # an archive
            folder: Path, # where its contents go
            top: str = "VOCdevkit", # the one folder that everything in it must lie in
@@ -570,7 +579,7 @@ def unpack(tar: Path, # an archive
                 elif not (m.isfile() or m.isdir()): why = "is neither a file nor a folder"
                 else: continue
                 raise ValueError(f"{tar} is not safe to unpack: {m.name!r} {why}.")
-            archive.extractall(folder, members, filter="data")
+            archive.extractall(folder, members, filter="data") # a second lock on the same door
     except tarfile.TarError as e: raise ValueError(f"{tar} is not a tar archive that can be read: {e}.") from None
 
 def download_voc(year: str, # "2007" or "2012"
@@ -596,6 +605,7 @@ def download_voc(year: str, # "2007" or "2012"
     cache = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retinanet_nb"
     url = url or mirror.rstrip("/") + "/" + where
     tar = cache / where.rpartition("/")[2]
+    if tar.is_file() and _md5(tar) != (md5 or official): tar.unlink() # put there by other means, and not what it should be
     if not tar.is_file(): fetch(url, tar, md5 or official, progress)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as staging:

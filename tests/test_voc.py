@@ -1,0 +1,595 @@
+"""Readers of VOC, COCO and CSV: every irregularity is read rightly or named; the download survives cuts and refuses evil archives."""
+import hashlib
+import http.server
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+from retinanet_nb.hyperparameters import VOC_CLASSES
+from retinanet_nb.pictures import read_image
+from retinanet_nb.voc import COCODataset, CSVDataset, Record, Records, VOCDataset, download_voc, fetch, parse_annotation, picture_header, turn_boxes, unpack
+
+DATA = os.environ.get("RETINANET_DATA")
+real_data = pytest.mark.skipif(not DATA, reason="RETINANET_DATA is not set")
+
+
+def obj(name="cat", box=(11, 21, 50, 60), more="<difficult>0</difficult><truncated>0</truncated>"):
+    x1, y1, x2, y2 = box
+    return f"<object><name>{name}</name>{more}<bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
+
+
+def xml(*objects, filename="a.jpg", size=(100, 80)):
+    stated = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>" if size else ""
+    return f"<annotation><filename>{filename}</filename>{stated}{''.join(objects)}</annotation>"
+
+
+class Voc:
+    """A VOC directory under construction; every picture is 100 wide and 80 high unless said otherwise."""
+
+    def __init__(self, root):
+        self.root, self.names = Path(root), []
+        for d in ("Annotations", "JPEGImages", "ImageSets/Main"):
+            (self.root / d).mkdir(parents=True, exist_ok=True)
+
+    def add(self, name, text=None, picture=".jpg", size=(100, 80), mode="RGB", listed=True, **save):
+        if text is not None:
+            (self.root / "Annotations" / f"{name}.xml").write_bytes(text if isinstance(text, bytes) else text.encode())
+        if picture:
+            Image.new(mode, size, 128 if mode in "LP" else (200, 30, 30)).save(self.root / "JPEGImages" / f"{name}{picture}", **save)
+        if listed:
+            self.names.append(name)
+        return self
+
+    def write(self, split="train", text=None):
+        (self.root / f"ImageSets/Main/{split}.txt").write_bytes(("\n".join(self.names) + "\n" if text is None else text).encode())
+        return self
+
+    def read(self, split="train", **kwargs):
+        self.write()
+        return VOCDataset(self.root, split, **kwargs)
+
+
+@pytest.fixture
+def voc(tmp_path):
+    return Voc(tmp_path / "data")
+
+
+def one(dataset):
+    assert len(dataset) == 1
+    return dataset[0]
+
+
+BOX = [10, 20, 50, 60]  # what `obj()` means in edges
+
+
+# --- annotations met in the wild -------------------------------------------------------------------------------------
+
+READ_RIGHTLY = {
+    "plain": xml(obj()),
+    "other order of tags": "<annotation><object><bndbox><ymax>60</ymax><xmax>50</xmax><ymin>21</ymin><xmin>11</xmin></bndbox><name>cat</name></object><size><height>80</height><width>100</width></size></annotation>",
+    "xmax, xmin, ymax, ymin": xml("<object><name>cat</name><bndbox><xmax>50</xmax><xmin>11</xmin><ymax>60</ymax><ymin>21</ymin></bndbox></object>"),
+    "a part before the box": xml(obj(more="<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>")),
+    "a part after the box": xml(obj()[:-9] + "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part></object>"),
+    "a name under owner": "<annotation><owner><name>Jinky</name></owner>" + xml(obj())[12:],
+    "floats": xml(obj(box=("11.0", "21.0", "50.0", "60.0"))),
+    "no flags": xml(obj(more="")),
+    "no size": xml(obj(), size=None),
+    "size of zero": xml(obj(), size=(0, 0)),
+    "another size": xml(obj(), size=(80, 100)),
+    "windows path": xml(obj(), filename=r"C:\pictures\new\a.jpg"),
+    "file name without extension": xml(obj(), filename="a"),
+    "file name with another extension": xml(obj(), filename="a.png"),
+    "another file name": xml(obj(), filename="zebra.jpg"),
+    "no file name": xml(obj(), filename=""),
+    "CRLF": xml(obj()).replace("><", ">\r\n\t<"),
+    "byte order mark": b"\xef\xbb\xbf" + xml(obj()).encode(),
+    "spaces": xml(obj(name=" cat\n")),
+    "UTF-16": ('<?xml version="1.0" encoding="utf-16"?>' + xml(obj(), filename="ä.jpg")).encode("utf-16"),
+    "latin-1": ('<?xml version="1.0" encoding="iso-8859-1"?>' + xml(obj(), filename="ä.jpg")).encode("latin-1"),
+    "upper case": xml(obj()).replace("object>", "Object>").replace("bndbox>", "BndBox>"),
+}
+
+
+@pytest.mark.parametrize("kind", READ_RIGHTLY)
+def test_read_rightly(voc, kind):
+    dataset = voc.add("a", READ_RIGHTLY[kind]).read(class_names=["dog", "cat"])
+    record = one(dataset)
+    assert record.boxes.tolist() == [BOX] and record.labels.tolist() == [1] and record.boxes.dtype == np.float32 and record.labels.dtype == np.int32
+    assert (record.width, record.height) == (100, 80) and not record.difficult.any() and not record.truncated.any()
+    assert not dataset.report.dropped and not dataset.report.clipped and not dataset.report.refused
+    if kind in ("another size", "another file name", "file name with another extension"):
+        assert "Annotations/a.xml" in dataset.report.noted[0][0]
+
+
+@pytest.mark.parametrize("tag,value,expected", [("difficult", "1", True), ("Difficult", "1", True), ("difficult", "true", True), ("difficult", "0", False), ("difficult", "Unspecified", False), ("difficult", "", False)])
+def test_difficult(voc, tag, value, expected):
+    assert one(voc.add("a", xml(obj(more=f"<{tag}>{value}</{tag}>"))).read()).difficult.tolist() == [expected]
+
+
+def test_counting_from_zero(voc):
+    record = one(voc.add("a", xml(obj(box=(0, 0, 100, 80)))).read(one_based=False))
+    assert record.boxes.tolist() == [[0, 0, 100, 80]]
+    report = voc.read().report
+    assert report.clipped and any("one_based=False" in reason for _, reason in report.noted)
+
+
+REPORTED = {  # text of the second object -> (list, words)
+    "no width": (obj(box=(30, 21, 30, 60)), "dropped", "no area"),
+    "no height": (obj(box=(30, 21, 40, 21)), "dropped", "no area"),
+    "inside out": (obj(box=(40, 21, 30, 60)), "dropped", "no area"),
+    "beyond the right edge": (obj(box=(90, 21, 120, 60)), "clipped", "beyond"),
+    "beyond the top": (obj(box=(1, -20, 20, 10)), "clipped", "beyond"),
+    "wholly outside": (obj(box=(200, 21, 220, 60)), "dropped", "outside"),
+}
+
+
+@pytest.mark.parametrize("kind", REPORTED)
+def test_reported_or_refused(voc, kind):
+    text, where, word = REPORTED[kind]
+    voc.add("a", xml(obj(), text)).add("b", xml(obj(), filename="b.jpg"))
+    dataset = voc.read()
+    found = getattr(dataset.report, where)
+    assert len(dataset) == 2 and len(found) == 1 and found[0][0] == "Annotations/a.xml" and word in found[0][1]
+    assert dataset[0].boxes[0].tolist() == BOX and len(dataset[0].boxes) == (2 if where == "clipped" else 1)
+    assert (dataset[0].boxes >= 0).all() and (dataset[0].boxes <= [100, 80, 100, 80]).all()
+    with pytest.raises(ValueError, match="Annotations/a.xml.*" + word):
+        voc.read(strict=True)
+
+
+def test_pictures_of_all_kinds(voc):
+    voc.add("grey", xml(obj()), mode="L").add("palette", xml(obj()), ".png", mode="P").add("upper", xml(obj()), ".JPG", format="JPEG").add("jpeg", xml(obj()), ".jpeg").add("alpha", xml(obj()), ".webp")
+    dataset = voc.read()
+    assert [r.image.name for r in dataset] == ["grey.jpg", "palette.png", "upper.JPG", "jpeg.jpeg", "alpha.webp"]
+    for r in dataset:
+        assert read_image(r.image).shape == (r.height, r.width, 3) and r.boxes.tolist() == [BOX]
+
+
+def test_non_ascii_names(voc):
+    decomposed = unicodedata.normalize("NFD", "Böller 3")
+    voc.add("Katze ü", xml(obj(), filename="Katze ü.jpg")).add("猫.v2", xml(obj())).add("Böller 3", xml(obj()), picture=None)
+    Image.new("RGB", (100, 80)).save(voc.root / "JPEGImages" / f"{decomposed}.jpg")
+    dataset = voc.read()
+    assert len(dataset) == 3 and not dataset.report.refused
+    assert [r.image.parent.name for r in dataset] == ["JPEGImages"] * 3
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_exif_rotation(tmp_path, turn):
+    """The object is painted red; wherever the annotator's program stood, the box finds it again."""
+    stored = np.zeros((80, 100, 3), np.uint8)
+    stored[20:60, 10:50] = (255, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    for name, in_stored in (("stored", True), ("seen", False)):
+        voc = Voc(tmp_path / name)
+        Image.fromarray(stored).save(voc.root / "JPEGImages/a.jpg", exif=exif, quality=95)
+        red = read_image(voc.root / "JPEGImages/a.jpg")[..., 0] > 127
+        ys, xs = np.where(red)
+        seen = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+        if in_stored and turn <= 4:
+            continue  # nothing in the annotation tells which of the two was meant; boxes count as drawn on the turned picture
+        box = (11, 21, 50, 60) if in_stored else (seen[0] + 1, seen[1] + 1, seen[2], seen[3])
+        size = (100, 80) if in_stored else red.shape[::-1]
+        dataset = voc.add("a", xml(obj(box=box), size=size), picture=None).read()
+        record = one(dataset)
+        assert (record.height, record.width) == red.shape
+        np.testing.assert_array_equal(record.boxes, [seen])
+        assert bool(dataset.report.noted) == (turn != 1 and (in_stored or turn <= 4))
+
+
+@given(st.integers(1, 8), st.lists(st.integers(0, 20), min_size=4, max_size=4))
+@settings(deadline=None, max_examples=60)
+def test_turn_boxes_against_pixels(turn, corners):
+    x1, x2, y1, y2 = sorted(corners[:2]) + sorted(corners[2:])
+    x2, y2 = x2 + 1, y2 + 1
+    pixels = np.zeros((23, 31))
+    pixels[y1:y2, x1:x2] = 1
+    seen = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose, 6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).T, 8: np.rot90}[turn](pixels)
+    ys, xs = np.where(seen)
+    assert turn_boxes([[x1, y1, x2, y2]], (23, 31), turn)[0].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+
+
+@pytest.mark.parametrize("picture", [".jpg", ".png"])
+def test_cut_short(voc, picture):
+    voc.add("a", xml(obj()), picture).add("b", xml(obj()), picture)
+    path = voc.root / f"JPEGImages/a{picture}"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-30])
+    report = voc.read().report
+    assert report.pictures == 1 and report.refused[0][0] == "Annotations/a.xml" and "cut short" in report.refused[0][1]
+    with pytest.raises(ValueError, match="Annotations/a.xml.*cut short"):
+        voc.read(strict=True)
+    path.write_bytes(whole + b"trailing bytes of a camera" * 9)
+    assert voc.read().report.pictures == 2
+
+
+def test_a_cut_thumbnail_is_no_end(voc):
+    """An EXIF thumbnail is a whole JPEG with its own end marker; it must not pass for the picture's."""
+    thumbnail = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(thumbnail, "JPEG")
+    exif = b"Exif\0\0" + b"MM\0*\0\0\0\x08\0\0\0\0\0\0" + thumbnail.getvalue()
+    voc.add("a", xml(obj()), exif=exif).add("b", xml(obj()))
+    path = voc.root / "JPEGImages/a.jpg"
+    assert path.read_bytes().count(b"\xff\xd9") == 2 and voc.read().report.pictures == 2
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "cut short" in voc.read().report.refused[0][1]
+
+
+def test_no_picture_at_all(voc):
+    voc.add("a", xml(obj()), picture=None).add("b", xml(obj()))
+    (voc.root / "JPEGImages/a.jpg").write_text("this is text")
+    assert "not a picture" in voc.read().report.refused[0][1]
+
+
+def test_missing_halves(voc):
+    voc.add("whole", xml(obj())).add("no_xml").add("no_picture", xml(obj(), filename="no_picture.jpg"), picture=None).add("nothing", picture=None)
+    dataset = voc.read()
+    assert [r.image.name for r in dataset] == ["whole.jpg"]
+    assert {f for f, _ in dataset.report.refused} == {"JPEGImages/no_xml.jpg", "Annotations/no_picture.xml", "nothing"}
+    with pytest.raises(ValueError, match="no_xml"):
+        voc.read(strict=True)
+
+
+def test_the_picture_under_its_written_name(voc):
+    voc.add("a", xml(obj(), filename="IMG_7"), picture=None)
+    Image.new("RGB", (100, 80)).save(voc.root / "JPEGImages/IMG_7.jpg")
+    dataset = voc.read()
+    assert one(dataset).image.name == "IMG_7.jpg" and dataset.report.noted
+
+
+def test_annotated_at_another_size(voc):
+    voc.add("a", xml(obj(), obj(box=(150, 100, 190, 150)), size=(200, 160))).add("b", xml(obj()))
+    report = voc.read().report
+    assert report.refused[0][0] == "Annotations/a.xml" and "200×160" in report.refused[0][1] and report.pictures == 1
+
+
+def test_image_sets(voc):
+    for n in ("a", "b", "c", "d 1", "e.v2"):
+        voc.add(n, xml(obj(), filename=f"{n}.jpg"))
+    read = lambda text: [r.image.name for r in voc.write("list", text).read("list")]
+    assert read("\r\na\r\n\r\n  b  \r\n") == ["a.jpg", "b.jpg"]
+    assert read("a.jpg\nJPEGImages\\b.jpg\nJPEGImages/c.jpg\ne.v2\n") == ["a.jpg", "b.jpg", "c.jpg", "e.v2.jpg"]
+    assert read("a  1\nb -1\nc  0\nd 1\n") == ["a.jpg", "c.jpg", "d 1.jpg"]
+    assert read("a\nb\na") == ["a.jpg", "b.jpg"]
+    assert [r.image.name for r in voc.write("one", "a\nb").write("two", "b\nc").read("one+two")] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert len(voc.read("all")) == 5
+
+
+# --- directories, splits, classes ------------------------------------------------------------------------------------
+
+
+def test_years_together(tmp_path):
+    kit = tmp_path / "VOCdevkit"
+    for year, name in (("2007", "a"), ("2012", "2012_b")):
+        Voc(kit / f"VOC{year}").add(name, xml(obj(), filename=f"{name}.jpg")).write("trainval").write("val")
+    names = lambda root, split: [r.image.name for r in VOCDataset(root, split)]
+    for root in (kit, tmp_path):
+        assert names(root, "2007_trainval+2012_trainval") == ["a.jpg", "2012_b.jpg"]
+        assert names(root, ("2012", "val")) == names(root, (2012, "val")) == ["2012_b.jpg"]
+        assert names(root, [("2007", "val"), ("2012", "val")]) == ["a.jpg", "2012_b.jpg"]
+        with pytest.raises(ValueError, match="VOC2007, VOC2012.*2007_val"):
+            VOCDataset(root, "val")
+        with pytest.raises(FileNotFoundError, match="VOC2009.*VOC2007, VOC2012"):
+            VOCDataset(root, "2009_val")
+    assert names(kit / "VOC2007", "2007_val") == names(kit / "VOC2007", "val") == ["a.jpg"]
+    with pytest.raises(FileNotFoundError, match="VOC2012"):
+        VOCDataset(kit / "VOC2007", "2012_val")
+
+
+def test_missing_directories_say_what_is_there(voc, tmp_path):
+    voc.add("a", xml(obj())).write()
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        VOCDataset(tmp_path / "nowhere", "train")
+    with pytest.raises(FileNotFoundError, match="'tset'.*train"):
+        VOCDataset(voc.root, "tset")
+    (tmp_path / "other/pictures").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="Annotations.*pictures/"):
+        VOCDataset(tmp_path / "other", "train")
+    with pytest.raises(ValueError, match="no picture"):
+        VOCDataset(voc.write("empty", "\n\n").root, "empty")
+
+
+def test_class_names(voc):
+    voc.add("a", xml(obj("wheel"), obj("ball", (1, 1, 9, 9))))
+    assert voc.read().class_names == ("ball", "wheel") and voc.read()[0].labels.tolist() == [1, 0]
+    assert voc.read(class_names=["wheel", "leaf", "ball"])[0].labels.tolist() == [0, 2]
+    with pytest.raises(ValueError, match=r"a\.xml.*'wheel'.*ball, leaf"):
+        voc.read(class_names=["ball", "leaf"])
+    with pytest.raises(ValueError, match="class_names"):
+        voc.read(class_names=["ball", "ball"])
+    voc.add("a", xml(obj("cat"), obj("dog", (1, 1, 9, 9))), picture=None)
+    dataset = voc.read()
+    assert dataset.class_names == VOC_CLASSES and len(VOC_CLASSES) == 20 and dataset[0].labels.tolist() == [7, 11]
+
+
+BAD_XML = {
+    "not XML": "<annotation><object>", "empty": "", "another root": "<html></html>", "no box": "<annotation><object><name>cat</name></object></annotation>",
+    "no name": xml(obj(name="")), "a word for a number": xml(obj(box=("left", 1, 2, 3))), "not finite": xml(obj(box=("nan", 1, 2, 3))), "infinite": xml(obj(box=(1, 1, "inf", 3))),
+    "a missing corner": xml(obj()).replace("<ymax>60</ymax>", ""), "a strange flag": xml(obj(more="<difficult>perhaps</difficult>")), "binary": b"\x00\xff\x13",
+    "undeclared latin-1": xml(obj(), filename="ä").encode("latin-1"),
+    "entities": '<!DOCTYPE b [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation><filename>&b;</filename></annotation>',
+    "a file as entity": '<!DOCTYPE b [<!ENTITY a SYSTEM "file:///etc/hostname">]><annotation><filename>&a;</filename></annotation>',
+}
+
+
+@pytest.mark.parametrize("kind", BAD_XML)
+def test_annotations_that_make_no_sense(voc, kind):
+    voc.add("a", BAD_XML[kind]).add("b", xml(obj()))
+    with pytest.raises(ValueError, match=r"a\.xml") as error:
+        voc.read()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert not isinstance(error.value, UnicodeError)
+
+
+def test_report(voc):
+    voc.add("a", xml(obj(more="<difficult>1</difficult>"), obj("dog", (1, 1, 9, 9), "<truncated>1</truncated>"), obj("dog", (5, 5, 5, 9)))).add("b", xml()).add("c", picture=None)
+    report = voc.read().report
+    assert (report.pictures, report.empty, report.objects, report.difficult, report.truncated) == (2, 1, 2, 1, 1)
+    assert report.per_class["dog"] == dict(pictures=1, objects=1, difficult=0, truncated=1)
+    text = str(report)
+    for word in ("2 pictures", "1 without objects", "Annotations/a.xml", "no area", "dog"):
+        assert word in text
+    data = json.loads(report.to_json())
+    assert data["objects"] == 2 and data["dropped"][0][0] == "Annotations/a.xml" and data["refused"][0][0] == "c"
+
+
+def test_records():
+    with pytest.raises(ValueError, match="x.jpg"):
+        Record("x.jpg", 10, 10, [[0, 0, 1, 1]], [0, 1])
+    records = Records([Record("x.jpg", 10, 10, [[0, 0, 1, 1]], [0]), Record("y.jpg", 10, 10, [], [])], ["a"])
+    assert len(records[1:]) == 1 and records[1:].class_names == ("a",) and records[-1].image.name == "y.jpg" and records.report.empty == 1
+
+
+def test_import_is_light():
+    code = "import sys, retinanet_nb.voc; print([m for m in ('keras', 'tensorflow', 'jax', 'matplotlib') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+# --- COCO and CSV ----------------------------------------------------------------------------------------------------
+
+
+def coco(tmp_path, **changes):
+    (tmp_path / "images").mkdir(exist_ok=True)
+    for n in ("p.jpg", "q.jpg", "r.jpg"):
+        Image.new("RGB", (100, 80)).save(tmp_path / "images" / n)
+    data = dict(
+        images=[dict(id=900, file_name="p.jpg", width=100, height=80), dict(id=7, file_name="q.jpg", width=100, height=80), dict(id=8, file_name="r.jpg")],
+        categories=[dict(id=90, name="zebra"), dict(id=3, name="cat")],
+        annotations=[dict(id=1, image_id=900, category_id=90, bbox=[10.5, 20, 30.25, 40], iscrowd=0), dict(id=5, image_id=900, category_id=3, bbox=[0, 0, 50, 50], iscrowd=1),
+                     dict(id=6, image_id=7, category_id=3, bbox=[90, 70, 20, 20]), dict(id=9, image_id=7, category_id=3, bbox=[5, 5, 0, 9])])
+    data.update(changes)
+    (tmp_path / "c.json").write_text(json.dumps(data))
+    return tmp_path / "c.json", tmp_path / "images"
+
+
+def test_coco(tmp_path):
+    dataset = COCODataset(*coco(tmp_path))
+    assert dataset.class_names == ("cat", "zebra") and dataset.image_ids == [900, 7, 8] and dataset.category_ids == [3, 90]
+    p, q, r = dataset
+    assert p.boxes.tolist() == [[10.5, 20, 40.75, 60], [0, 0, 50, 50]] and p.labels.tolist() == [1, 0] and p.crowd.tolist() == [False, True]
+    assert q.boxes.tolist() == [[90, 70, 100, 80]] and len(r.boxes) == 0
+    assert dataset.report.clipped[0][0] == dataset.report.dropped[0][0] == "q.jpg" and dataset.report.crowd == 1
+    with pytest.raises(ValueError, match="q.jpg"):
+        COCODataset(*coco(tmp_path), strict=True)
+
+
+def test_coco_mistakes(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.json"):
+        COCODataset(tmp_path / "none.json")
+    path, images = coco(tmp_path)
+    with pytest.raises(FileNotFoundError, match="pictures"):
+        COCODataset(path, tmp_path / "pictures")
+    for changes, words in ((dict(categories=None), "not a COCO file"), (dict(annotations=[dict(id=1, image_id=7, category_id=4, bbox=[1, 1, 2, 2])]), "category 4"),
+                           (dict(annotations=[dict(id=1, image_id=7, category_id=3, bbox=[1, 1, 2])]), "four numbers"), (dict(annotations=[dict(id=12, image_id=7, category_id=3, bbox=["a", 1, 2, 2])]), "annotation 12")):
+        with pytest.raises(ValueError, match=words):
+            COCODataset(*coco(tmp_path, **changes))
+    path.write_text("{")
+    with pytest.raises(ValueError, match="c.json is not a COCO file"):
+        COCODataset(path, images)
+    with pytest.raises(ValueError, match="zebra.*cat, dog"):
+        COCODataset(*coco(tmp_path), class_names=["cat", "dog"])
+    dataset = COCODataset(*coco(tmp_path, annotations=[dict(id=1, image_id=77, category_id=3, bbox=[1, 1, 2, 2])], images=[dict(id=1, file_name="p.jpg"), dict(id=2, file_name="gone.jpg")]))
+    assert len(dataset) == 1 and "77" in dataset.report.dropped[0][1] and dataset.report.refused[0][0] == "gone.jpg" and dataset.image_ids == [1]
+
+
+def test_csv(tmp_path):
+    coco(tmp_path)
+    path = tmp_path / "t.csv"
+    path.write_bytes("﻿path,x1,y1,x2,y2,class\r\nimages/p.jpg,1,2,30.5,40,cat\r\n\r\nimages/q.jpg,,,,,\r\nimages\\p.jpg,1,1,99,120,dog\r\nimages/p.jpg,5,5,5,9,cat\r\n".encode())
+    dataset = CSVDataset(path)
+    assert dataset.class_names == VOC_CLASSES
+    assert {(r.image.name, len(r.boxes)) for r in dataset} >= {("q.jpg", 0)} and dataset.report.objects == 2
+    assert dataset.report.clipped and "line 6" in dataset.report.dropped[0][1]
+    (tmp_path / "classes.csv").write_text("dog,0\ncat,1\n")
+    assert CSVDataset(path, tmp_path / "classes.csv").class_names == ("dog", "cat")
+    for text, words in (("a.jpg,1,2,3\n", "line 1"), ("images/p.jpg,1,2,x,4,cat\n", "line 1.*four numbers"), ("images/p.jpg,1,2,3,4,\n", "line 1"), ("images/p.jpg,1,2,3,4,cow\n", "'cow'.*dog, cat"), ("gone.jpg,1,2,3,4,cat\n", "gone.jpg")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            CSVDataset(path, tmp_path / "classes.csv")
+    for text in ("dog,0\ncat,2\n", "dog\n", "dog,x\n"):
+        (tmp_path / "classes.csv").write_text(text)
+        with pytest.raises(ValueError, match="classes.csv"):
+            CSVDataset(path, tmp_path / "classes.csv")
+
+
+def test_the_three_readers_agree(voc, tmp_path):
+    voc.add("a", xml(obj(), obj("dog", (1, 1, 100, 80)))).write()
+    picture = {"id": 5, "file_name": "a.jpg"}
+    (tmp_path / "c.json").write_text(json.dumps(dict(images=[picture], categories=[dict(id=1, name="cat"), dict(id=2, name="dog")],
+                                     annotations=[dict(id=1, image_id=5, category_id=1, bbox=[10, 20, 40, 40]), dict(id=2, image_id=5, category_id=2, bbox=[0, 0, 100, 80])])))
+    (tmp_path / "t.csv").write_text("data/JPEGImages/a.jpg,10,20,50,60,cat\ndata/JPEGImages/a.jpg,0,0,100,80,dog\n")
+    names = ["cat", "dog"]
+    for record in (one(VOCDataset(voc.root, "train", names)), one(COCODataset(tmp_path / "c.json", voc.root / "JPEGImages", names)), one(CSVDataset(tmp_path / "t.csv", names))):
+        assert record.boxes.tolist() == [BOX, [0, 0, 100, 80]] and record.labels.tolist() == [0, 1] and (record.width, record.height) == (100, 80)
+        assert record.image.resolve() == (voc.root / "JPEGImages/a.jpg").resolve()
+
+
+# --- fetching --------------------------------------------------------------------------------------------------------
+
+
+def archive(path, names=("VOCdevkit/VOC2007/JPEGImages/a.jpg", "VOCdevkit/VOC2007/Annotations/a.xml", "VOCdevkit/VOC2007/ImageSets/Main/trainval.txt"), edit=lambda m: m):
+    with tarfile.open(path, "w") as tar:
+        for n in names:
+            m = tarfile.TarInfo(n)
+            data = (n * 3000).encode()
+            m.size = len(data)
+            tar.addfile(edit(m), io.BytesIO(data))
+    return path, hashlib.md5(path.read_bytes()).hexdigest()
+
+
+class Server:
+    """Serves one body; `cuts` are the numbers of bytes after which the first replies break off."""
+
+    def __init__(self, body, cuts=(), ranges=True, status=200):
+        outer = self
+        self.asked, cuts = [], list(cuts)
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                asked = self.headers.get("Range")
+                outer.asked.append((self.path, asked))
+                if status != 200:
+                    self.send_error(status)
+                    return
+                start = int(asked[6:-1]) if asked and ranges else 0
+                rest = body[start:]
+                self.send_response(206 if asked and ranges else 200)
+                self.send_header("Content-Length", str(len(rest)))
+                self.end_headers()
+                self.wfile.write(rest[: cuts.pop(0)] if cuts else rest)
+                self.close_connection = True
+
+            def log_message(self, *args):
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+
+    def __enter__(self):
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+def test_download_and_unpack(tmp_path):
+    tar, md5 = archive(tmp_path / "x.tar")
+    with Server(tar.read_bytes(), cuts=[1000, 50_000]) as server:
+        for _ in range(2):
+            target = download_voc("2007", "train", tmp_path / "root", tmp_path / "cache", mirror=server.url, md5=md5, progress=False)
+        assert [a for _, a in server.asked] == [None, "bytes=1000-", "bytes=51000-"]  # gone on twice, and not asked again
+        assert server.asked[0][0] == "/voc2007/VOCtrainval_06-Nov-2007.tar"
+    assert target == tmp_path / "root/VOCdevkit/VOC2007" and (target / "Annotations/a.xml").read_text().startswith("VOCdevkit/VOC2007/Annotations/a.xml")
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["VOCtrainval_06-Nov-2007.tar"]
+    assert [p.name for p in (tmp_path / "root").iterdir()] == ["VOCdevkit"]
+
+
+def test_an_earlier_attempt_is_gone_on_with(tmp_path):
+    body = os.urandom(100_000)
+    (tmp_path / "f.part").write_bytes(body[:60_000])
+    with Server(body) as server:
+        fetch(server.url, tmp_path / "f", hashlib.md5(body).hexdigest(), progress=False)
+        assert server.asked == [("/", "bytes=60000-")]
+    assert (tmp_path / "f").read_bytes() == body and not (tmp_path / "f.part").exists()
+
+
+def test_a_server_that_cannot_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda s: None)
+    body = os.urandom(100_000)
+    with Server(body, cuts=[70_000], ranges=False) as server:
+        fetch(server.url, tmp_path / "f", hashlib.md5(body).hexdigest(), progress=False)
+    assert (tmp_path / "f").read_bytes() == body
+    with Server(body, cuts=[70_000] * 99, ranges=False) as server, pytest.raises(OSError, match="broke off"):
+        fetch(server.url, tmp_path / "g", progress=False)
+    assert len(server.asked) < 20 and not (tmp_path / "g").exists() and (tmp_path / "g.part").exists()
+
+
+def test_wrong_checksum_and_no_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda s: None)
+    with Server(b"something else") as server, pytest.raises(ValueError, match="checksum"):
+        fetch(server.url, tmp_path / "f", "0" * 32, progress=False)
+    with Server(b"", status=404) as server, pytest.raises(OSError, match="404"):
+        fetch(server.url + "/gone", tmp_path / "f", progress=False)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match="127.0.0.1:9"):
+        fetch("http://127.0.0.1:9/x", tmp_path / "f", progress=False)
+    with pytest.raises(ValueError, match="2011"):
+        download_voc("2011", root=tmp_path)
+
+
+def test_keep_tar_and_a_wrong_archive_in_the_cache(tmp_path):
+    tar, md5 = archive(tmp_path / "x.tar")
+    cached = tmp_path / "cache/VOCtrainval_06-Nov-2007.tar"
+    cached.parent.mkdir()
+    cached.write_bytes(b"half an archive")
+    with Server(tar.read_bytes()) as server:
+        download_voc(2007, root=tmp_path / "root", cache=tmp_path / "cache", url=server.url + "/any.tar", md5=md5, keep_tar=False, progress=False)
+        assert server.asked[0][0] == "/any.tar"
+    assert not list(cached.parent.iterdir())
+
+
+def _as(kind, target=""):
+    def edit(m):
+        m.type, m.linkname, m.size = kind, target, 0
+        return m
+    return edit
+
+
+@pytest.mark.parametrize("name,edit", [
+    ("/etc/evil", None), ("VOCdevkit/../../evil", None), ("../evil", None), ("evil", None), ("VOCdevkit\\..\\..\\evil", None), ("C:/evil", None),
+    ("VOCdevkit/link", _as(tarfile.SYMTYPE, "/etc")), ("VOCdevkit/link", _as(tarfile.SYMTYPE, "VOC2007")), ("VOCdevkit/hard", _as(tarfile.LNKTYPE, "/etc/passwd")),
+    ("VOCdevkit/device", _as(tarfile.CHRTYPE)), ("VOCdevkit/pipe", _as(tarfile.FIFOTYPE)),
+])
+def test_evil_archives(tmp_path, name, edit):
+    archive(tmp_path / "x.tar", ("VOCdevkit/VOC2007/good", name), lambda m: edit(m) if edit and m.name == name else m)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="x.tar is not safe"):
+        unpack(tmp_path / "x.tar", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir()) and sorted(p.name for p in tmp_path.iterdir()) == ["out", "x.tar"]
+
+
+def test_not_an_archive(tmp_path):
+    (tmp_path / "x.tar").write_text("text")
+    with pytest.raises(ValueError, match="not a tar"):
+        unpack(tmp_path / "x.tar", tmp_path)
+
+
+# --- real pictures ---------------------------------------------------------------------------------------------------
+
+
+@real_data
+def test_bccd():
+    parts = [VOCDataset(Path(DATA) / "bccd", s) for s in ("trainval", "test")]
+    assert [len(p) for p in parts] == [292, 72] and parts[0].class_names == ("Platelets", "RBC", "WBC")
+    assert sum(p.report.objects for p in parts) == 4886 and sum(len(p.report.dropped) for p in parts) == 2
+    with pytest.raises(ValueError, match="BloodImage_00338.xml"):
+        VOCDataset(Path(DATA) / "bccd", "trainval", strict=True)
+
+
+@real_data
+def test_voc2007_in_well_under_twenty_seconds():
+    start = time.perf_counter()
+    dataset = VOCDataset(Path(DATA) / "voc2007", "train+val")
+    assert time.perf_counter() - start < 20
+    report = dataset.report
+    assert (report.pictures, report.objects, report.difficult, report.truncated) == (4000, 11974, 2307, 6213) and dataset.class_names == VOC_CLASSES
+    assert not report.dropped and not report.clipped and not report.refused
+    # the same counts by another way: plain text search
+    text = "".join(p.read_text() for p in (Path(DATA) / "voc2007/Annotations").glob("*.xml"))
+    assert text.count("<object>") == report.objects and text.count("<difficult>1<") == report.difficult and text.count("<truncated>1<") == report.truncated
