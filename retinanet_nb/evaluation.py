@@ -456,7 +456,7 @@ def draw_outcome(
     height, width = image.shape[:2]
     scale = max(1, side / max(height, width))
     image, fit = fit_to_canvas(image, (round(height * scale), round(width * scale)))
-    image, line = image.copy(), max(2, round(max(image.shape[:2]) / 250))
+    image, line = image.copy(), max(2, round(max(image.shape[:2]) / 130))
     name = lambda label: str(label) if class_names is None else class_names[label]
     truth, boxes = (fit.to_canvas(np.asarray(v.boxes).reshape(-1, 4)) for v in (record, found))
     ignored = _flags(record, "difficult", len(truth)) | _flags(record, "crowd", len(truth))
