@@ -33,7 +33,7 @@ $(STAMP): settings.ini setup.py pyproject.toml constraints.txt $(STALE)
 	fi
 	@rm -f $(STAMP)
 	@echo "Installing the package and its pinned requirements into $(VENV) (about 110 packages, TensorFlow among them: a few minutes)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' || { \
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]' || { \
 	    echo "The installation failed (see above). TensorFlow has wheels for Python 3.11 to 3.13; $(PY) is $$($(PY) --version)."; exit 1; }
 	@$(MAKE) --no-print-directory mend merge-driver
 	@printf '%s\n' "$(CURDIR)" > $(STAMP)

@@ -6,6 +6,7 @@
 - `readme(root)`: the text of README.md and its pictures, from `nbs/index.ipynb`.
 - `constraints(root)`: the installed versions, without local paths.
 """
+import ast
 import json
 import os
 import posixpath
@@ -110,6 +111,17 @@ def anchors(path):
     return found
 
 
+def mixes_imports(cell):
+    """Whether a cell imports and does something besides. nbdev runs such a cell when it makes the site (it needs the imports
+    for the signatures it prints), without the cells before it: what is not an import then fails or complains."""
+    options = directives(cell)
+    if cell["cell_type"] != "code" or {"export", "exports", "exporti"} & set(options) or options.get("eval") is False: return False
+    if re.match(r"\s*%%", source(cell)): return False
+    try: nodes = list(ast.walk(ast.parse(re.sub(r"^\s*[%!].*", "", source(cell), flags=re.M))))
+    except SyntaxError: return False
+    return any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in nodes) and any(isinstance(n, (ast.Expr, ast.Assign)) for n in nodes)
+
+
 def check(root=ROOT):
     "Faults of the book as sentences, each with the page that it stands on."
     root, problems, owner = Path(root), [], {}
@@ -124,6 +136,7 @@ def check(root=ROOT):
         elif not re.search(r"^>\s+\S", first, re.M): say("its first cell has no one-line summary (> …)")
         for cell in cells:
             options = directives(cell)
+            if mixes_imports(cell): say("imports stand together with other code in a cell; split it:\n    " + source(cell).strip()[:200].replace("\n", "\n    "))
             if "broken" in options: say(f"a cell's options are no YAML: {options['broken']}")
             label = str(options.get("label", ""))
             shown = has_picture(cell) and not is_hidden(cell)
@@ -250,6 +263,7 @@ def readme(root=ROOT):
     import nbformat
     from nbconvert import MarkdownExporter
     nb = nbformat.read(Path(root) / "nbs/index.ipynb", 4)
+    nb.metadata["language_info"] = {"name": "python"}  # colours on GitHub
     nb.cells, alts = [c for c in nb.cells if not is_hidden(c)], {}
     for k, cell in enumerate(nb.cells):
         if cell.cell_type == "markdown": cell.source = relink(cell.source)
