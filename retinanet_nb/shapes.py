@@ -341,14 +341,14 @@ def draw_scene(
     count = int(rng.choice(6, p=(0.05, 0.27, 0.30, 0.22, 0.11, 0.05)))
     # Diameters from a tenth to two thirds of the shorter side: even in the logarithm, but for a power that makes the tiniest rarer.
     radii = 0.5 * min(size) * 0.1 * 6.6 ** (rng.random(count) ** 0.6)
-    if rng.random() < 0.75: radii = np.sort(radii)[::-1]       # small things mostly lie on top of large ones
+    if rng.random() < 0.7: radii = np.sort(radii)[::-1]       # small things mostly lie on top of large ones
     for radius in radii:
         for _ in range(6):
             name = _pick(rng, SHAPE_CLASSES)
-            out = 0.7 * radius if rng.random() < 0.15 else -radius   # how far the circle may stick out of the picture
+            out = 0.7 * radius if rng.random() < 0.25 else -radius   # how far the circle may stick out of the picture
             low, high = np.full(2, -out), np.array([W, H]) + out
             center = rng.uniform(np.minimum(low, high), np.maximum(low, high))
-            least = 0.12 if rng.random() < 0.15 else 0.6             # now and then, let things be mostly hidden
+            least = 0.12 if rng.random() < 0.35 else 0.6             # now and then, let things be mostly hidden
             if scene.place(name, center, radius, rng.uniform(0, 2 * np.pi), rng.uniform(0.72, 1.0) if name == "wheel" else 1.0, least): break
     return scene.finish()
 
