@@ -7,10 +7,13 @@ __all__ = ['MIN_VISIBLE', 'flip_horizontally', 'jitter_color', 'zoom_to_canvas',
            'train_generator', 'show_batch']
 
 # %% ../nbs/06b_generator.ipynb #ef67fb0a
-import os, threading, time
+import os
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
-import cv2, keras
+import cv2
+import keras
 import numpy as np
 
 from .pictures import draw_detections, fit_to_canvas, read_image, show_grid

@@ -7,7 +7,20 @@ __all__ = ['VOC_ARCHIVES', 'VOC_ADDRESS', 'Record', 'DataReport', 'Records', 'An
            'turn_boxes', 'VOCDataset', 'COCODataset', 'CSVDataset', 'fetch', 'unpack', 'download_voc']
 
 # %% ../nbs/06a_voc.ipynb #1541b3b6
-import csv, hashlib, io, json, math, os, re, shutil, tarfile, tempfile, time, unicodedata, urllib.error, urllib.request, warnings
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import tarfile
+import tempfile
+import time
+import unicodedata
+import urllib.error
+import urllib.request
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -531,7 +544,7 @@ def fetch(url: str, # address of the file
           attempts: int = 5, # how often a connection may break without one new byte
           ) -> Path: # `path`
     "Download `url`, going on where an earlier attempt broke off; the file appears under its name only when it is complete and its checksum right. `OSError` or `ValueError` else."
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     path = Path(path); part = path.with_name(path.name + ".part"); path.parent.mkdir(parents=True, exist_ok=True)
     total, failures, most, why = None, 0, -1, ""
     with tqdm(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress) as bar:
