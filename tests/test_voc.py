@@ -584,9 +584,9 @@ def test_bccd():
 
 @real_data
 def test_voc2007_in_well_under_twenty_seconds():
-    start = time.perf_counter()
+    start = time.process_time()  # a machine may be busy with other things
     dataset = VOCDataset(Path(DATA) / "voc2007", "train+val")
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 12
     report = dataset.report
     assert (report.pictures, report.objects, report.difficult, report.truncated) == (4000, 11974, 2307, 6213) and dataset.class_names == VOC_CLASSES
     assert not report.dropped and not report.clipped and not report.refused
