@@ -71,7 +71,7 @@ docs: $(STAMP) mend  ## check the book and render the site into _docs (needs Qua
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab nbs
 
-bench: $(STAMP)  ## how much each speed-up gives on this machine
+bench: $(STAMP)  ## what each optimisation gives on this machine
 	@$(QUIET) $(PY) tests/bench.py $(ARGS)
 
 readme: $(STAMP)  ## make README.md from nbs/index.ipynb
