@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['RetinaNetTrainer', 'learning_rate_schedule', 'make_optimizer', 'save_atomically', 'Checkpoint', 'current_detector',
-           'Run', 'train', 'plot_history']
+           'plot_history', 'Run', 'train']
 
 # %% ../nbs/07b_training.ipynb #b2b376e6
-import dataclasses
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from keras import ops
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from . import __version__
 from .anchors import anchors_for_shape
@@ -33,13 +32,13 @@ from .retinanet import model_card, read_model, retinanet_model
 from .retinanet_box import retinanet_box
 from .targets import assign_targets
 
-# %% ../nbs/07b_training.ipynb #8591b40f
+# %% ../nbs/07b_training.ipynb #66f3440b
 @keras.saving.register_keras_serializable("retinanet_nb")
 class RetinaNetTrainer(keras.Model):
     """A training model with its losses: batches of `train_generator` go in, `fit` does the rest.
 
-    The call is that of `model`. Targets are assigned inside the step, on the accelerator, from the few boxes of each picture.
-    Reported beside `loss`: `classification` (focal) and `box` (smooth L1), each the mean of the epoch so far.
+    The call is that of `model`: pictures (B, H, W, 3) → `{"regression": (B, N, 4), "classification": (B, N, K)}`. Targets are assigned inside the step,
+    on the accelerator, from the few boxes of each picture. Reported beside `loss`: `classification` (focal) and `box` (smooth L1), each the mean of the epoch so far.
     """
     def __init__(
         self,
@@ -68,6 +67,7 @@ class RetinaNetTrainer(keras.Model):
         return self.focal_loss(classes, outputs["classification"]), self.smooth_l1_loss(classes, deltas, outputs["regression"])
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        "What `fit` asks of every batch: the sum of both losses, a scalar."
         classification, box = self.losses_of(x, y, y_pred)
         self.classification_mean.update_state(classification)
         self.box_mean.update_state(box)
@@ -79,12 +79,15 @@ class RetinaNetTrainer(keras.Model):
     def from_config(cls, config):
         return cls(keras.saving.deserialize_keras_object(config["model"]), HyperParameters.from_json(config["hyperparameters"]))
 
-# %% ../nbs/07b_training.ipynb #46bcd090
+# %% ../nbs/07b_training.ipynb #1625f8b7
 def learning_rate_schedule(
     hyperparameters: HyperParameters,  # learning_rate, warmup_steps, schedule
     steps: int,                        # of the whole run
 ):
-    "The learning rate at each step: a number, or a Keras schedule where there is a warm-up or a cosine (down to a hundredth at the last step)."
+    """The learning rate at each step: a number, or a Keras schedule where there is a warm-up or a cosine (down to a hundredth at the last step).
+
+    A warm-up takes at most half of the run. Sources: warm-up, Goyal et al. 2017, section 2.2; cosine, SGDR (Loshchilov and Hutter 2017), equation 5.
+    """
     h = hyperparameters
     warmup = min(h.warmup_steps, max(steps // 2, 0))  # a run of few steps is not all warm-up
     if h.schedule == "cosine":
@@ -93,12 +96,15 @@ def learning_rate_schedule(
     if not warmup: return h.learning_rate
     return keras.optimizers.schedules.PolynomialDecay(h.learning_rate / warmup, warmup, end_learning_rate=h.learning_rate)
 
-
+# %% ../nbs/07b_training.ipynb #3ac1d775
 def make_optimizer(
     hyperparameters: HyperParameters,  # optimizer, learning_rate, weight_decay, clip_norm, ema_momentum, …
     steps: int,                        # of the whole run, for the schedule
 ) -> keras.optimizers.Optimizer:
-    "Adam (the documented default), AdamW or SGD with momentum, with the schedule and clipping asked for. Biases and BatchNorm's scales do not decay."
+    """Adam (the documented default), AdamW or SGD with momentum, with the schedule and clipping asked for. Biases and BatchNorm's scales do not decay.
+
+    Sources: Adam, Kingma and Ba 2015, algorithm 1; AdamW, Loshchilov and Hutter 2019, algorithm 2.
+    """
     h = hyperparameters
     options = dict(learning_rate=learning_rate_schedule(h, steps), global_clipnorm=h.clip_norm)
     if h.ema_momentum: options.update(use_ema=True, ema_momentum=h.ema_momentum)
@@ -108,11 +114,11 @@ def make_optimizer(
     if h.weight_decay: optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
 
-# %% ../nbs/07b_training.ipynb #30b2bdf2
+# %% ../nbs/07b_training.ipynb #bf05ed77
 def save_atomically(
     path: str | Path,  # the file to write
     write,             # a function that gets a path of the same suffix and writes there
-) -> Path:
+) -> Path:             # `path`
     "Writes beside `path` and renames: a kill at any moment leaves the old file or the new one, never half of one."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,19 +132,25 @@ def save_atomically(
 
 def _write_json(path, value): save_atomically(path, lambda p: p.write_text(json.dumps(value, indent=1), encoding="utf-8"))
 
-
+# %% ../nbs/07b_training.ipynb #ac3af4bc
 class Checkpoint:
     """The newest complete state of a run: `checkpoints/epoch-0007`, a folder written under another name and renamed when it is whole.
 
-    Holds the weights with the optimizer's state and step (`state.weights.h5`) and the history so far. Older ones are deleted afterwards.
+    Holds the weights with the optimizer's state and step (`state.weights.h5`) and the history so far (`history.json`). Older ones are deleted afterwards.
     """
-    def __init__(self, run): self.folder = Path(run) / "checkpoints"
+    def __init__(self,
+        run: str | Path,  # folder of the run
+    ): self.folder = Path(run) / "checkpoints"
 
     def newest(self) -> Path | None:
         "The folder of the last complete epoch, or `None`."
-        return max(self.folder.glob("epoch-*"), default=None)
+        return max(self.folder.glob("epoch-*"), key=lambda p: int(p.name.removeprefix("epoch-")), default=None)
 
-    def save(self, trainer, epoch: int, history: list):
+    def save(self,
+        trainer,        # compiled, with its weights and its optimizer
+        epoch: int,     # complete epochs
+        history: list,  # one entry for each of them
+    ):
         "Keeps the state after `epoch` complete epochs."
         beside, target = self.folder / f".epoch-{epoch:04d}", self.folder / f"epoch-{epoch:04d}"
         for stale in self.folder.glob(".epoch-*"): shutil.rmtree(stale)
@@ -150,15 +162,17 @@ class Checkpoint:
         for old in self.folder.glob("epoch-*"):
             if old != target: shutil.rmtree(old)
 
-    def load(self, trainer) -> list:
-        "Puts the newest state into a built `trainer` and returns the history, one entry for each complete epoch; `[]` where there is none."
+    def load(self,
+        trainer,        # compiled and built; changed in place
+    ) -> list:          # the history, one entry for each complete epoch
+        "Puts the newest state into `trainer`; `[]` where there is none."
         newest = self.newest()
         if newest is None: return []
         trainer.optimizer.build(trainer.trainable_variables)
         trainer.load_weights(newest / "state.weights.h5")
         return json.loads((newest / "history.json").read_text(encoding="utf-8"))
 
-# %% ../nbs/07b_training.ipynb #e550806b
+# %% ../nbs/07b_training.ipynb #8211b908
 class _Progress(keras.callbacks.Callback):
     "One bar over the whole run, with the losses and the time left."
     def __init__(self, steps, done): super().__init__(); self.steps, self.done = steps, done
@@ -177,16 +191,21 @@ class _Progress(keras.callbacks.Callback):
 
 
 class _StopWhenNotFinite(keras.callbacks.Callback):
-    "Ends the run at the first loss that isn't a number, with the names of the batch's files."
+    "Ends the run at the first loss that isn't a number, with the names of the batch's files, or after an epoch that ruined a weight."
     def __init__(self, generator): super().__init__(); self.generator = generator
+
+    REMEDY = "lower the learning rate, lengthen warmup_steps or cut gradients harder with clip_norm."
 
     def on_train_batch_end(self, batch, logs=None):
         if not math.isfinite(float(logs["loss"])):
             files = ", ".join(str(f) for f in self.generator.files(batch))
-            raise FloatingPointError(f"the loss is {float(logs['loss'])} after step {batch + 1} of this epoch, whose pictures were {files}. Look at their boxes; "
-                                     "else lower the learning rate, lengthen warmup_steps or cut gradients harder with clip_norm.")
+            raise FloatingPointError(f"the loss is {float(logs['loss'])} after step {batch + 1} of this epoch, whose pictures were {files}. Look at their boxes; else {self.REMEDY}")
 
+    def on_epoch_end(self, epoch, logs=None):
+        broken = [w.path for w in self.model.trainable_variables if not bool(ops.all(ops.isfinite(w)))]
+        if broken: raise FloatingPointError(f"{len(broken)} of the network's weights are no longer finite after epoch {epoch + 1}, the first is {broken[0]}: {self.REMEDY}")
 
+# %% ../nbs/07b_training.ipynb #d806481c
 class _Bookkeeping(keras.callbacks.Callback):
     "After every epoch: validation, history, the best and the last model, and the state to resume from."
     def __init__(self, run, history, validation, validate_every, checkpoint, log):
@@ -199,7 +218,7 @@ class _Bookkeeping(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         trainer, last = self.model, epoch + 1 == self.params["epochs"]
         entry = {"epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}, "learning_rate": float(trainer.optimizer.learning_rate), "seconds": round(time.time() - self.started, 2)}
-        # The state first: with a moving average the weights that go on learning are not those that are tested and kept.
+        # With a moving average, the weights that go on learning are not those that are tested and kept.
         raw = trainer.model.get_weights() if trainer.hyperparameters.ema_momentum else None
         if raw: trainer.optimizer.finalize_variable_values(trainer.trainable_weights)
         if self.validation is not None and (last or (epoch + 1) % self.every == 0):
@@ -217,14 +236,37 @@ class _Bookkeeping(keras.callbacks.Callback):
             tqdm.write(f"epoch {epoch + 1}/{self.params['epochs']}  {numbers}  {entry['seconds']:.0f} s", file=sys.stdout)
 
 
-def current_detector(trainer, cache):
-    "A detector with the trainer's weights of this moment; built once and kept in `cache.detector`."
+def current_detector(
+    trainer,  # a `RetinaNetTrainer`
+    cache,    # any object with an attribute `detector`: `None` at first, then the detector built once
+):            # a `Detector` in float32
+    "A detector with the trainer's weights of this moment."
     if cache.detector is None: cache.detector = retinanet_box(trainer)
     inner = next(layer for layer in cache.detector.layers if isinstance(layer, keras.Model))
     if inner is not trainer.model: inner.set_weights(trainer.model.get_weights())  # trained in bfloat16, tested in float32
     return cache.detector
 
-# %% ../nbs/07b_training.ipynb #e249188b
+# %% ../nbs/07b_training.ipynb #23ff267f
+def plot_history(
+    history: list,  # of a `Run`, or read from history.json
+):                  # a matplotlib figure
+    "The losses of every epoch and, where it was measured, the mAP on the validation pictures."
+    from matplotlib.figure import Figure
+    from retinanet_nb.pictures import ACCENT, INK, NEGATIVE, POSITIVE
+    measured = [e for e in history if "val_voc07_map" in e]
+    figure = Figure(figsize=(9 if measured else 5, 3), layout="constrained")
+    axes = figure.subplots(1, 2 if measured else 1, squeeze=False)[0]
+    epochs = [e["epoch"] for e in history]
+    for key, color in (("loss", INK), ("classification", ACCENT), ("box", NEGATIVE)):
+        axes[0].plot(epochs, [e[key] for e in history], color=color, label=key, marker="." if len(epochs) < 30 else None)
+    axes[0].set(xlabel="epoch", ylabel="loss", ylim=(0, None))
+    axes[0].legend()
+    if measured:
+        axes[1].plot([e["epoch"] for e in measured], [e["val_voc07_map"] for e in measured], color=POSITIVE, marker=".")
+        axes[1].set(xlabel="epoch", ylabel="VOC07 mAP at IoU 0.5", ylim=(0, 1))
+    return figure
+
+# %% ../nbs/07b_training.ipynb #6b18d463
 @dataclass(frozen=True)
 class Run:
     "What `train` leaves: the training `model` (best where there was validation, else last), the `history` of the epochs, and the files of the run."
@@ -251,7 +293,8 @@ def train(
 
     After every epoch the last model, the best one (by VOC07 mAP on `validation`) and the whole state are written, each atomically, so that
     `resume=True` goes on where the last complete epoch ended. Ctrl-C ends the run in order. Raises `ValueError` for an empty data set,
-    for a folder that holds another run, and for hyperparameters unlike those of the run to be resumed; `FloatingPointError` when the loss isn't finite, naming the pictures.
+    for a folder that holds another run, for hyperparameters unlike those of the run to be resumed, and for a picture that cannot be read, naming it;
+    `FloatingPointError` when the loss isn't finite, naming the pictures.
     """
     h = hyperparameters
     if not len(dataset): raise ValueError("the data set for training holds no picture")
@@ -268,47 +311,33 @@ def train(
         if differ: raise ValueError(f"the run in {folder} was started with other hyperparameters ({', '.join(differ)}): resume it with those of its config.json, or choose another folder")
     elif config_file.exists(): raise ValueError(f"{folder} holds a run already: resume it, or choose another folder")
 
+    checkpoint = Checkpoint(folder)
+    going_on = resume and checkpoint.newest() is not None  # a run that was cut in its first epoch starts as it did before
     keras.utils.set_random_seed(h.seed)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(h.precision)
-    try: model = retinanet_model(len(names), h, names, weights=None if resume else h.weights)
+    try: model = retinanet_model(len(names), h, names, weights=None if going_on else h.weights)
     finally: keras.config.set_dtype_policy(policy)
     generator = train_generator(dataset, h, h.batch_size, training=True, seed=h.seed, workers=workers)
     trainer = RetinaNetTrainer(model)
     # XLA pays on accelerators and under JAX; on processors TensorFlow's own graphs are faster.
     trainer.compile(optimizer=make_optimizer(h, h.epochs * len(generator)), jit_compile=keras.backend.backend() == "jax")
     trainer.build((None, *h.image_size, 3))
-    checkpoint = Checkpoint(folder)
-    history = checkpoint.load(trainer) if resume else []
+    trainer.optimizer.build(trainer.trainable_variables)  # else TensorFlow makes its variables inside the step, and traces that twice
+    history = checkpoint.load(trainer) if going_on else []
     folder.mkdir(parents=True, exist_ok=True)
     if not resume: _write_json(config_file, config)
     generator.set_epoch(len(history))
     books = _Bookkeeping(folder, history, validation, validate_every, checkpoint, progress)
     between = [_StopWhenNotFinite(generator), *([_Progress(len(generator), len(history))] if progress else []), books, *callbacks]
     try: trainer.fit(generator, epochs=h.epochs, initial_epoch=len(history), shuffle=False, verbose=0, callbacks=between)
-    except KeyboardInterrupt: print(f"\nstopped after {len(history)} complete epochs; go on with resume=True and run={str(folder)!r}", file=sys.stderr)
+    except KeyboardInterrupt: print(f"\nstopped; complete epochs: {len(history)}; go on with resume=True and run={str(folder)!r}", file=sys.stderr)
+    except Exception:
+        if generator.error is not None: raise generator.error from None  # an engine wraps it in an error of its own, pages long
+        raise
+    finally: generator.close()
     kept = next((p for p in (folder / "best.keras", folder / "last.keras") if p.exists()), None)
     if kept is not None: model = read_model(kept)
     detector = save_atomically(folder / "detector.keras", retinanet_box(model).save)
     if history: save_atomically(folder / "curves.png", plot_history(history).savefig)
     return Run(model, history, folder, detector)
-
-# %% ../nbs/07b_training.ipynb #437357b2
-def plot_history(
-    history: list,  # of a `Run`, or read from history.json
-):
-    "The losses of every epoch and, where it was measured, the mAP on the validation pictures, as a matplotlib figure."
-    from matplotlib.figure import Figure
-    from retinanet_nb.pictures import ACCENT, INK, NEGATIVE, POSITIVE
-    measured = [e for e in history if "val_voc07_map" in e]
-    figure = Figure(figsize=(9 if measured else 5, 3), layout="constrained")
-    axes = figure.subplots(1, 2 if measured else 1, squeeze=False)[0]
-    epochs = [e["epoch"] for e in history]
-    for key, color in (("loss", INK), ("classification", ACCENT), ("box", NEGATIVE)):
-        axes[0].plot(epochs, [e[key] for e in history], color=color, label=key, marker="." if len(epochs) < 30 else None)
-    axes[0].set(xlabel="epoch", ylabel="loss", ylim=(0, None))
-    axes[0].legend()
-    if measured:
-        axes[1].plot([e["epoch"] for e in measured], [e["val_voc07_map"] for e in measured], color=POSITIVE, marker=".")
-        axes[1].set(xlabel="epoch", ylabel="VOC07 mAP at IoU 0.5", ylim=(0, 1))
-    return figure
