@@ -24,6 +24,8 @@ FENCE = re.compile(r"(^```.*?^```\s*?$|^~~~.*?^~~~\s*?$)", re.M | re.S)
 INLINE_CODE = re.compile(r"`[^`\n]*`")
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(\s*<?([^()\s>]*(?:\([^()]*\)[^()\s>]*)*)>?(?:\s+\"[^\"]*\")?\s*\)")
 REFERENCE = re.compile(r"(?<![\w@`.])@((?:fig|tbl|eq|sec|lst)-[\w-]*\w)")
+# What TensorFlow writes on the error stream when it is imported; no setting stops it.
+GREETING = re.compile(r"WARNING: All log messages before absl|[IW]\d{4} 00:00:\d|\d{4}-\d\d-\d\d .*(cpu_feature_guard|oneDNN|cuda)|To enable the following instructions")
 LABEL = re.compile(r"\{#((?:fig|tbl|eq|sec|lst)-[\w-]+)[^}]*\}")
 
 
@@ -200,8 +202,9 @@ def process(root=ROOT):
     code = "from nbdev.serve import proc_nbs; proc_nbs(n_workers=2, force=True)"
     run = subprocess.run([sys.executable, "-c", code], cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                          env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
-    if run.returncode: raise RuntimeError(f"nbdev could not process the notebooks:\n{run.stdout}")
-    return run.stdout
+    printed = "".join(line for line in run.stdout.splitlines(keepends=True) if not GREETING.match(line))
+    if run.returncode: raise RuntimeError(f"nbdev could not process the notebooks:\n{printed}")
+    return printed
 
 
 def check_processed(root=ROOT):
@@ -225,8 +228,8 @@ def docs(root=ROOT):
     problems = check(root)
     if not problems:
         print("Processing the notebooks with nbdev into _proc")
-        if printed := process(root).strip(): print(printed)
-        problems = check_processed(root)
+        printed = process(root).strip()
+        problems = check_processed(root) + ([f"nbdev complained:\n{printed}"] if printed else [])
     if problems:
         print(*problems, f"{len(problems)} fault(s); nothing was rendered", sep="\n")
         return 1

@@ -16,7 +16,6 @@ import book
 
 PAGES = [p.relative_to(book.ROOT / "nbs").as_posix() for p in book.notebooks() if any(c["cell_type"] == "code" for c in book.read(p)["cells"])]
 LIMIT = {"07b_training.ipynb": 540}  # seconds for one cell, generous: a slow machine is no fault of the book
-GREETING = re.compile(r"WARNING: All log messages before absl|[IW]\d{4} 00:00:\d|\d{4}-\d\d-\d\d .*(cpu_feature_guard|oneDNN|cuda)|To enable the following instructions")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -57,7 +56,7 @@ def kinds(outputs):
         if output["output_type"] == "stream":
             # TensorFlow greets on the process's error stream, and no setting stops it; whether a kernel shows that depends on the platform
             text = output["text"] if isinstance(output["text"], str) else "".join(output["text"])
-            if output["name"] == "stdout" or not all(GREETING.match(line) for line in text.splitlines() if line.strip()): found.add(output["name"])
+            if output["name"] == "stdout" or not all(book.GREETING.match(line) for line in text.splitlines() if line.strip()): found.add(output["name"])
         elif output["output_type"] in ("display_data", "execute_result"): found.update(k for k in output["data"] if not k.startswith("text/"))
     return found
 
