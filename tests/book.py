@@ -136,6 +136,9 @@ def check(root=ROOT):
         first = source(cells[0]) if cells else ""
         if not re.match(r"#\s+\S", first): say("its first cell does not start with a title (# …)")
         elif not re.search(r"^>\s+\S", first, re.M): say("its first cell has no one-line summary (> …)")
+        # nbdev makes the page's head from this cell and drops the cell
+        rest = [line for line in first.splitlines() if line.strip() and not re.match(r"#\s|>\s|- [\w-]+: ", line)]
+        if rest: say(f"its first cell holds more than title and summary, which nbdev drops from the site; give it a cell of its own: {rest[0][:60]}…")
         for cell in cells:
             options = directives(cell)
             if mixes_imports(cell): say("imports stand together with other code in a cell; split it:\n    " + source(cell).strip()[:200].replace("\n", "\n    "))
