@@ -1,0 +1,111 @@
+"""What several test files need: the small network, pictures drawn with a few lines, another process."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def small(**changes):
+    """Hyperparameters of a network that builds and runs in a moment, after setting the seed its weights are drawn with."""
+    import keras
+    from retinanet_nb.hyperparameters import HyperParameters
+
+    keras.utils.set_random_seed(0)
+    return HyperParameters(**{"backbone": "tiny", "feature_size": 32, "subnet_depth": 1, "image_size": (128, 128), **changes})
+
+
+def head_weights(model, num_classes, feature_size=32, num_anchors=9):
+    """Kernel and bias of the last classification convolution and of the last regression one, found by the kernels' shapes."""
+    weights = {w.path: w for w in model.weights}
+    found = []
+    for outputs in (num_classes * num_anchors, 4 * num_anchors):
+        kernels = [path for path, w in weights.items() if tuple(w.shape) == (3, 3, feature_size, outputs)]
+        assert len(kernels) == 1, f"{len(kernels)} kernels of {outputs} filters: the heads are to be shared over the levels"
+        found += [weights[kernels[0]], weights[kernels[0].removesuffix("kernel") + "bias"]]
+    return found
+
+
+def excite(model, num_classes, feature_size=32, num_anchors=9, seed=0, size=(128, 128)):
+    """Give an untrained network something to say: logits spread around -2, deltas around 0, different everywhere."""
+    import keras
+
+    # op by op is quick under TensorFlow and slow under JAX, where every operation compiles for itself
+    run = model if keras.backend.backend() == "tensorflow" else model.predict_on_batch
+    rng = np.random.default_rng(seed)
+    ck, cb, rk, rb = head_weights(model, num_classes, feature_size, num_anchors)
+    pictures = noise(2, size, seed)
+    for kernel, bias, name, spread, middle in ((ck, cb, "classification", 1.5, -2.0), (rk, rb, "regression", 1.0, 0.0)):
+        kernel.assign(rng.normal(size=kernel.shape).astype("float32"))
+        bias.assign(np.zeros(bias.shape, "float32"))
+        out = numpy(run(pictures)[name]).astype("float64")
+        kernel.assign(numpy(kernel) * spread / max(out.std(), 1e-6))
+        bias.assign(np.full(bias.shape, middle, "float32"))
+    return model
+
+
+def noise(batch, size, seed=0):
+    """Random uint8 pictures with patches of all sizes, so that all levels see something."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    pictures = np.zeros((batch, height, width, 3))
+    for cell in (1, 8, 32):
+        coarse = rng.uniform(0, 85, (batch, -(-height // cell), -(-width // cell), 3))
+        pictures += coarse.repeat(cell, 1).repeat(cell, 2)[:, :height, :width]
+    return pictures.astype("uint8")
+
+
+def drawn(batch, size=(128, 128), seed=0, objects=2):
+    """Pictures of filled rectangles, red or blue: images (B, H, W, 3) uint8, boxes (B, M, 4) float32, labels (B, M) int32, -1 padding."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    images = rng.integers(90, 130, (batch, height, width, 3)).astype("uint8")
+    boxes, labels = np.full((batch, objects, 4), -1, "float32"), np.full((batch, objects), -1, "int32")
+    for b in range(batch):
+        for m in range(rng.integers(0, objects + 1)):
+            w, h = rng.integers(30, 60, 2)
+            x, y = rng.integers(0, width - w), rng.integers(0, height - h)
+            label = int(rng.integers(0, 2))
+            images[b, y:y + h, x:x + w] = (230, 30, 30) if label == 0 else (30, 30, 230)
+            boxes[b, m], labels[b, m] = (x, y, x + w, y + h), label
+    return images, boxes, labels
+
+
+def numpy(x):
+    """Any engine's tensor as an array; bfloat16 becomes float32."""
+    import keras
+
+    x = keras.ops.convert_to_tensor(x)
+    return keras.ops.convert_to_numpy(keras.ops.cast(x, "float32") if keras.backend.standardize_dtype(x.dtype) == "bfloat16" else x)
+
+
+def same_detections(first, second, pixels=1e-3, score=1e-4):
+    """Both hold the same detections: equal labels, boxes and scores within the tolerances, in the same order up to equal scores."""
+    for b, (boxes, scores, labels, boxes2, scores2, labels2) in enumerate(zip(*first, *second)):
+        np.testing.assert_allclose(scores, scores2, rtol=0, atol=score, err_msg=f"scores of picture {b}")
+        free = set(range(len(scores2)))
+        for i in range(len(scores)):
+            match = next((j for j in sorted(free, key=lambda j: abs(j - i)) if labels[i] == labels2[j]
+                          and abs(scores[i] - scores2[j]) <= score and np.abs(boxes[i] - boxes2[j]).max() <= pixels), None)
+            assert match is not None, f"picture {b}: no partner for detection {i}: {boxes[i]}, {scores[i]}, {labels[i]}"
+            free.discard(match)
+
+
+def python(code, *arguments, timeout=300, **environment):
+    """Run `code` in a new interpreter from the repository's root; returns what it printed, fails with its error."""
+    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **environment}
+    run = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+    assert run.returncode == 0, f"exit {run.returncode}\n{run.stdout[-3000:]}\n{run.stderr[-6000:]}"
+    return run.stdout
+
+
+def archive_text(path):
+    """The names inside a .keras file and its configuration as text."""
+    import zipfile
+
+    with zipfile.ZipFile(path) as z:
+        return z.namelist(), json.dumps(json.loads(z.read("config.json")))

@@ -1,0 +1,101 @@
+"""One source, three engines: without TensorFlow on the machine a network is built, trained, wrapped, saved, loaded and used, and a
+detector's file means the same everywhere."""
+import importlib.util
+
+import keras
+import numpy as np
+import pytest
+
+from helpers import excite, noise, python, same_detections, small
+from retinanet_nb.retinanet import retinanet_model
+from retinanet_nb.retinanet_box import load_detector, retinanet_box
+
+# `None` in sys.modules makes `import tensorflow` fail as if it weren't installed.
+WORK = """
+import sys
+sys.modules["tensorflow"] = None
+import numpy as np
+import retinanet_nb.retinanet_box as rb
+import keras
+from helpers import drawn, excite, small
+from retinanet_nb.anchors import anchors_for_shape
+from retinanet_nb.losses import focal_loss, smooth_l1_loss
+from retinanet_nb.retinanet import retinanet_model
+from retinanet_nb.targets import assign_targets
+engine, folder = sys.argv[1:]
+assert keras.backend.backend() == engine
+to_numpy = keras.ops.convert_to_numpy
+
+def detections(detector, pictures):
+    return [np.asarray(to_numpy(x)) for x in detector.predict_on_batch(pictures)]
+
+# a detector written by another engine
+pictures = np.load(folder + "/pictures.npy")
+written = rb.load_detector(folder + "/box.keras")
+for part, value in zip(("boxes", "scores", "labels"), detections(written, pictures)):
+    np.save(f"{folder}/{engine}_{part}.npy", value)
+
+# training: the targets of a batch as arrays, both losses by their names
+keras.utils.set_random_seed(0)
+hp = small(feature_size=16, image_size=(64, 64))
+model = retinanet_model(2, hp, class_names=("red", "blue"))
+images, boxes, labels = drawn(8, (64, 64), seed=1)
+deltas, classes = assign_targets(anchors_for_shape((64, 64)), boxes, labels, negative_overlap=0.4, positive_overlap=0.5, force_match=True, std=hp.box_std)
+deltas, classes = np.asarray(to_numpy(deltas)), np.asarray(to_numpy(classes))
+assert (classes >= 0).any()
+focal, smooth = focal_loss(0.25, 2.0), smooth_l1_loss(3.0)
+split = lambda y: (keras.ops.cast(y[..., 4], "int32"), y[..., :4])
+trained = keras.Model(model.input, model.output)  # the same weights; `model` itself stays uncompiled
+trained.compile(keras.optimizers.Adam(1e-3), loss={
+    "classification": lambda y, out: focal(split(y)[0], out),
+    "regression": lambda y, out: smooth(split(y)[0], split(y)[1], out)})
+y = np.concatenate([deltas, classes[..., None].astype("float32")], -1)
+history = trained.fit(images, {"classification": y, "regression": y}, batch_size=4, epochs=4, shuffle=False, verbose=0).history["loss"]
+assert np.isfinite(history).all() and history[-1] < 0.9 * history[0], history
+
+# wrapped, saved, loaded, used
+excite(model, 2, feature_size=16, size=(64, 64))
+box = rb.retinanet_box(model, max_detections=40)
+before = detections(box, images)
+assert (before[2] >= 0).any() and before[0].shape == (8, 40, 4)
+box.save(f"{folder}/{engine}.keras")
+after = detections(rb.load_detector(f"{folder}/{engine}.keras"), images)
+for a, b in zip(before, after):
+    np.testing.assert_array_equal(a, b)
+found = rb.detect(box, list(images), score_threshold=0.1)
+assert len(found) == 8 and {name for f in found for name in f.names} == {"red", "blue"}
+np.savez(f"{folder}/{engine}_own.npz", images=images, boxes=before[0], scores=before[1], labels=before[2])
+assert not [m for m in sys.modules if m.split(".")[0] == "tensorflow" and sys.modules[m] is not None]
+print("done", history)
+"""
+
+
+@pytest.mark.parametrize("engine", ["jax", "torch"])
+def test_engine(engine, tmp_path):
+    if importlib.util.find_spec(engine) is None:
+        pytest.skip(f"{engine} isn't installed")
+    pictures = noise(2, (100, 130), seed=20)
+    box = retinanet_box(excite(retinanet_model(3, small(), class_names=("a", "b", "c")), 3, seed=6), max_detections=60)
+    here = [np.asarray(x) for x in box.predict_on_batch(pictures)]
+    assert (here[2] >= 0).sum() > 20
+    box.save(tmp_path / "box.keras")
+    np.save(tmp_path / "pictures.npy", pictures)
+    assert "done" in python(WORK, engine, tmp_path, KERAS_BACKEND=engine)
+    same_detections([np.load(tmp_path / f"{engine}_{part}.npy") for part in ("boxes", "scores", "labels")], here)
+    # and the way back: what it trained and wrote is read here
+    with np.load(tmp_path / f"{engine}_own.npz") as own:
+        found = load_detector(tmp_path / f"{engine}.keras").predict_on_batch(own["images"])
+        same_detections([np.asarray(x) for x in found], [own["boxes"], own["scores"], own["labels"]])
+
+
+def test_importing_hyperparameters_is_quick():
+    assert "fine" in python("import sys, retinanet_nb.hyperparameters\n"
+                            "heavy = {'tensorflow', 'keras', 'jax', 'torch', 'cv2', 'matplotlib'} & set(sys.modules)\n"
+                            "assert not heavy, heavy\nprint('fine')")
+
+
+def test_default_engine():
+    import os
+
+    if not os.environ.get("KERAS_BACKEND"):
+        assert keras.backend.backend() == "tensorflow"
