@@ -9,10 +9,13 @@ __all__ = ['UpsampleLike', 'feature_pyramid']
 import keras
 from keras import ops
 
-# %% ../nbs/03a_fpn.ipynb #fc97ebb1
+# %% ../nbs/03a_fpn.ipynb #b8a231c2
 @keras.saving.register_keras_serializable("retinanet_nb")
 class UpsampleLike(keras.layers.Layer):
-    """`[source, target]` → the source (B, h, w, C) doubled by nearest neighbours and cut to the target's (B, H, W, ·) height and width."""
+    """`[source, target]` → the source (B, h, w, C) doubled by nearest neighbours and cut to the target's height and width, (B, H, W, C).
+
+    H and W of the target must be 2h or 2h − 1 and 2w or 2w − 1, as they are for ⌈·/s⌉ and ⌈·/2s⌉. Source: Feature Pyramid Networks (Lin et al. 2017), section 3.
+    """
     def call(self, inputs):
         source, target = inputs
         h, w = ops.shape(target)[1:3]
@@ -22,7 +25,7 @@ class UpsampleLike(keras.layers.Layer):
         source, target = shapes
         return (source[0], *target[1:3], source[3])
 
-
+# %% ../nbs/03a_fpn.ipynb #8166e479
 def feature_pyramid(
     c3,                       # (B, ⌈H/8⌉, ⌈W/8⌉, ·)
     c4,                       # (B, ⌈H/16⌉, ⌈W/16⌉, ·)

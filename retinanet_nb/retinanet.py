@@ -19,7 +19,7 @@ from .hyperparameters import HyperParameters
 from .resnet50 import resnet50
 from .subnets import classification_subnet, regression_subnet
 
-# %% ../nbs/03c_retinanet.ipynb #09034dd3
+# %% ../nbs/03c_retinanet.ipynb #b3b4e5e8
 FORMAT_VERSION = 1  # of what `ModelCard` holds; raised when older code could no longer read a file rightly
 
 
@@ -30,7 +30,11 @@ class ModelCard(keras.layers.Layer):
     `(regression, classification)` → `{"regression": (B, N, 4), "classification": (B, N, K)}`. It has no weights.
     Raises `ValueError` where the file was written by a newer format.
     """
-    def __init__(self, hyperparameters, class_names, format_version=FORMAT_VERSION, **kwargs):
+    def __init__(self,
+                 hyperparameters,                 # `HyperParameters`, or their JSON
+                 class_names,                     # the names of the labels 0…K−1
+                 format_version=FORMAT_VERSION,   # of the file that is read
+                 **kwargs):
         super().__init__(autocast=False, **kwargs)
         if format_version > FORMAT_VERSION:
             raise ValueError(f"this model has format {format_version}, and this retinanet_nb reads up to {FORMAT_VERSION}: upgrade the package")
@@ -46,7 +50,7 @@ class ModelCard(keras.layers.Layer):
     def get_config(self):
         return {**super().get_config(), "hyperparameters": self.hyperparameters.to_json(), "class_names": list(self.class_names), "format_version": self.format_version}
 
-
+# %% ../nbs/03c_retinanet.ipynb #cbfe8be5
 def model_card(
     model: keras.Model,  # a RetinaNet, or anything that holds one
 ) -> ModelCard | None:
@@ -56,7 +60,7 @@ def model_card(
         if isinstance(layer, keras.Model) and (card := model_card(layer)): return card
     return None
 
-# %% ../nbs/03c_retinanet.ipynb #3748102c
+# %% ../nbs/03c_retinanet.ipynb #b03c1351
 def retinanet_model(
     num_classes: int,                                       # K, at least 1; labels are 0…K−1, and background is no class
     hyperparameters: HyperParameters = HyperParameters(),   # of the network; the rest is only carried along
@@ -71,6 +75,9 @@ def retinanet_model(
     """
     if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
         raise ValueError(f"num_classes must be a whole number of at least 1 (background is no class), not {num_classes!r}")
+    if not isinstance(hyperparameters, HyperParameters):
+        raise ValueError(f"hyperparameters must be HyperParameters (preset('tiny') makes some by name), not {hyperparameters!r}")
+    if isinstance(class_names, str): raise ValueError(f"class_names must be a sequence of {num_classes} names, not the one text {class_names!r}")
     names = [f"class {i}" for i in range(num_classes)] if class_names is None else [str(n) for n in class_names]
     if len(names) != num_classes or len(set(names)) != num_classes:
         raise ValueError(f"class_names must be {num_classes} different names, not {names}")
@@ -87,7 +94,7 @@ def retinanet_model(
     if weights not in (None, "imagenet"): load_weights(model, weights)
     return model
 
-# %% ../nbs/03c_retinanet.ipynb #2b01fd74
+# %% ../nbs/03c_retinanet.ipynb #739b1b91
 def read_model(
     path: str | Path,  # a `.keras` file
 ) -> keras.Model:
@@ -100,22 +107,24 @@ def read_model(
     if not (path.is_file() and zipfile.is_zipfile(path)): raise ValueError(f"{path} is not a .keras model file: write one with model.save('name.keras')")
     try: return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as e:
-        reason = str(e).strip().splitlines()
-        raise ValueError(f"{path} is not a model that Keras can read in safe mode: {reason[0] if reason else type(e).__name__}") from e
+        lines = [line for line in str(e).splitlines() if line.strip()] or [type(e).__name__]
+        # Keras wraps the cause in pages of configuration, and says it in its last "Exception encountered: …".
+        reason = next((line for line in reversed(lines) if line.startswith("Exception encountered: ")), lines[0]).removeprefix("Exception encountered: ")
+        raise ValueError(f"{path} is not a model that Keras can read in safe mode: {reason[:300]}") from e
 
-
+# %% ../nbs/03c_retinanet.ipynb #76a4111f
 def load_weights(
     model: keras.Model,  # of `retinanet_model`; changed in place
     path: str | Path,    # a `.keras` file (a training model or a detector) or a `.weights.h5` file
-) -> list:
-    """Copies the weights in `path` into `model`. Returns the names of the weights that start afresh, which it also prints.
+) -> list:               # the names of the weights that start afresh
+    """Copies the weights in `path` into `model`. Returns the names of the weights that start afresh, and says so in a line.
 
     With another number of classes that is the last layer of the classification subnet, and nothing else may differ:
     else `ValueError`. `FileNotFoundError` where there is no such file.
     """
     path, head = Path(path), "classification_subnet_output"
     misfit = f"{path} does not fit this model: {{}}. Backbone, feature_size, subnet_depth and number of anchors must be those of the file."
-    if not path.exists(): raise FileNotFoundError(f"there is no weights file {path}")
+    if not path.exists(): raise FileNotFoundError(f"there is no weights file {path}: give a .keras or .weights.h5 file, \"imagenet\" or None")
     if path.name.endswith(".weights.h5"):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
