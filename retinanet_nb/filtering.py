@@ -11,7 +11,7 @@ from keras import ops
 
 from .boxes import overlaps
 
-# %% ../nbs/04c_filtering.ipynb #56a6ffa9
+# %% ../nbs/04c_filtering.ipynb #fec34c9b
 def non_max_suppression(
     boxes,                      # (B, C, 4) pixels
     scores,                     # (B, C); negative: not a candidate
@@ -24,34 +24,63 @@ def non_max_suppression(
     Exactly the set of the sequential algorithm: D times, take the best candidate left and cross out its neighbours.
     One loop of fixed length with the batch inside each step, so that XLA, ONNX and every engine take it.
     """
-    boxes, alive = ops.cast(boxes, "float32"), ops.cast(scores, "float32")
-    slots = ops.arange(max_detections)
+    boxes, labels = ops.cast(boxes, "float32"), ops.cast(labels, "int32")
+    alive = ops.cast(scores, "float32")
+    places, slots = ops.arange(ops.shape(alive)[1], dtype="int32"), ops.arange(max_detections, dtype="int32")
 
     def step(i, state):
         alive, kept = state
-        best = ops.argmax(alive, axis=1)                                          # (B,)
-        found = ops.take_along_axis(alive, best[:, None], axis=1) >= 0            # (B, 1)
-        box = ops.take_along_axis(boxes, best[:, None, None], axis=1)             # (B, 1, 4)
-        label = ops.take_along_axis(labels, best[:, None], axis=1)                # (B, 1)
-        suppressed = (overlaps(box, boxes)[:, 0] > nms_threshold) & (labels == label)
-        suppressed = suppressed | (ops.arange(ops.shape(alive)[1]) == ops.cast(best, "int32")[:, None])
-        alive = ops.where(suppressed & found, -1.0, alive)
-        kept = ops.where((slots == i) & found, ops.cast(best, "int32")[:, None], kept)
+        best = ops.cast(ops.argmax(alive, axis=1), "int32")[:, None]                           # (B, 1); of equals the first
+        found = ops.max(alive, axis=1, keepdims=True) >= 0
+        is_best = places == best                                                               # (B, C)
+        box = ops.sum(ops.where(is_best[..., None], boxes, 0.0), axis=1, keepdims=True)        # (B, 1, 4)
+        label = ops.sum(ops.where(is_best, labels, 0), axis=1, keepdims=True)
+        gone = is_best | ((overlaps(box, boxes)[:, 0] > nms_threshold) & (labels == label))
+        alive = ops.where(gone & found, -1.0, alive)
+        kept = ops.where((slots == i) & found, best, kept)
         return alive, kept
 
     kept = ops.full((ops.shape(boxes)[0], max_detections), -1, "int32")
     return ops.fori_loop(0, max_detections, step, (alive, kept))[1]
 
+# %% ../nbs/04c_filtering.ipynb #b52da462
+def _candidates(
+    boxes,                        # (B, N, 4) pixels
+    scores,                       # (B, N, K) in 0…1
+    class_specific_filter: bool,  # every pair of anchor and class, or every anchor with its best class
+    score_threshold: float,       # scores must be higher than this
+    k: int,                       # how many
+):
+    "The k best candidates of each picture: boxes (B, k, 4), scores (B, k) falling, −1 where there are no more, labels (B, k) int32."
+    if class_specific_filter: flat = ops.reshape(scores, (ops.shape(scores)[0], -1))           # (B, N·K): anchor by anchor, class by class
+    else: flat = ops.max(scores, axis=-1)
+    flat = ops.where(flat > score_threshold, flat, -1.0)
+    flat = ops.pad(flat, [[0, 0], [0, k]], constant_values=-1.0)                               # k exist, however few anchors there are
+    top_scores, top = ops.top_k(flat, k)
+    top = ops.where(top_scores >= 0, ops.cast(top, "int32"), 0)                                # padding must not point outside
+    if class_specific_filter:
+        num_classes = scores.shape[-1]
+        anchor, labels = top // num_classes, top % num_classes
+    else:
+        anchor, labels = top, ops.take_along_axis(ops.cast(ops.argmax(scores, axis=-1), "int32"), top, axis=1)
+    return ops.take_along_axis(boxes, anchor[..., None], axis=1), top_scores, labels
+
+# %% ../nbs/04c_filtering.ipynb #980b36dc
+def _fetch(x, at):
+    "The rows `at` (B, D) of `x` (B, C) or (B, C, 4); −1 where `at` is −1."
+    at = at[..., None] if len(x.shape) == 3 else at
+    return ops.where(at >= 0, ops.take_along_axis(x, ops.maximum(at, 0), axis=1), ops.cast(-1, x.dtype))
+
 
 def filter_detections(
-    boxes,                             # (B, N, 4) pixels
-    scores,                            # (B, N, K) in 0…1
+    boxes,                               # (B, N, 4) pixels
+    scores,                              # (B, N, K) in 0…1
     class_specific_filter: bool = True,  # only boxes of one class suppress each other
-    nms: bool = True,                  # suppress at all
-    score_threshold: float = 0.05,     # scores must be higher than this
-    nms_threshold: float = 0.5,        # a better box suppresses those that overlap it more than this
-    pre_nms_top_k: int = 1000,         # candidates that enter suppression, over all levels
-    max_detections: int = 300,         # D
+    nms: bool = True,                    # suppress at all
+    score_threshold: float = 0.05,       # scores must be higher than this
+    nms_threshold: float = 0.5,          # a better box suppresses those that overlap it more than this
+    pre_nms_top_k: int = 1000,           # candidates that enter suppression, over all levels
+    max_detections: int = 300,           # D
 ):
     """The best D detections of each picture: boxes (B, D, 4) in pixels, scores (B, D), labels (B, D) int32.
 
@@ -59,34 +88,24 @@ def filter_detections(
     and boxes suppress each other whatever their class. Source: RetinaNet (Lin et al. 2017), section 4.1, "Inference".
     """
     boxes, scores = ops.cast(boxes, "float32"), ops.cast(scores, "float32")
-    if class_specific_filter:
-        num_classes = scores.shape[-1]
-        flat = ops.reshape(scores, (ops.shape(scores)[0], -1))                    # (B, N·K): anchor by anchor, class by class
-    else:
-        num_classes, best_class = 1, ops.cast(ops.argmax(scores, axis=-1), "int32")
-        flat = ops.max(scores, axis=-1)
-    flat = ops.where(flat > score_threshold, flat, -1.0)
-    k = max(pre_nms_top_k if nms else 1, max_detections)
-    top_scores, top = ops.top_k(ops.pad(flat, [[0, 0], [0, k]], constant_values=-1.0), k)  # k exist, however few anchors there are
-    top = ops.where(top_scores > score_threshold, top, 0)
-    anchor, labels = top // num_classes, ops.cast(top % num_classes, "int32")
-    if not class_specific_filter: labels = ops.take_along_axis(best_class, anchor, axis=1)
-    top_boxes = ops.take_along_axis(boxes, anchor[..., None], axis=1)
-    if nms:
-        top_scores = ops.where(ops.arange(k) < pre_nms_top_k, top_scores, -1.0)
-        kept = non_max_suppression(top_boxes, top_scores, labels if class_specific_filter else ops.zeros_like(labels), nms_threshold, max_detections)
-    else:
-        kept = ops.where(top_scores > score_threshold, ops.arange(k, dtype="int32"), -1)[:, :max_detections]
-    at = ops.maximum(kept, 0)
-    pick = lambda x, missing: ops.where(kept >= 0, ops.take_along_axis(x, at, axis=1), missing)
-    out_boxes = ops.where(kept[..., None] >= 0, ops.take_along_axis(top_boxes, at[..., None], axis=1), -1.0)
-    return out_boxes, pick(top_scores, -1.0), pick(labels, -1)
+    k = pre_nms_top_k if nms else max_detections
+    boxes, scores, labels = _candidates(boxes, scores, class_specific_filter, score_threshold, k)
+    if nms: kept = non_max_suppression(boxes, scores, labels if class_specific_filter else ops.zeros_like(labels), nms_threshold, max_detections)
+    else: kept = ops.where(scores >= 0, ops.arange(k, dtype="int32"), -1)
+    return _fetch(boxes, kept), _fetch(scores, kept), _fetch(labels, kept)
 
-
+# %% ../nbs/04c_filtering.ipynb #d134d46c
 @keras.saving.register_keras_serializable("retinanet_nb")
 class FilterDetections(keras.layers.Layer):
     "`[boxes (B, N, 4), scores (B, N, K)]` → boxes (B, D, 4), scores (B, D), labels (B, D) int32, by `filter_detections` with the same arguments."
-    def __init__(self, class_specific_filter=True, nms=True, score_threshold=0.05, nms_threshold=0.5, pre_nms_top_k=1000, max_detections=300, **kwargs):
+    def __init__(self,
+                 class_specific_filter=True,  # only boxes of one class suppress each other
+                 nms=True,                    # suppress at all
+                 score_threshold=0.05,        # scores must be higher than this
+                 nms_threshold=0.5,           # a better box suppresses those that overlap it more than this
+                 pre_nms_top_k=1000,          # candidates that enter suppression, over all levels
+                 max_detections=300,          # D
+                 **kwargs):
         super().__init__(**kwargs)
         self.options = dict(class_specific_filter=class_specific_filter, nms=nms, score_threshold=score_threshold, nms_threshold=nms_threshold,
                             pre_nms_top_k=pre_nms_top_k, max_detections=max_detections)

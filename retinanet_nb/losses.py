@@ -8,12 +8,14 @@ __all__ = ['focal_loss', 'smooth_l1_loss']
 # %% ../nbs/05b_losses.ipynb #c66496d8
 from keras import ops
 
-# %% ../nbs/05b_losses.ipynb #5754a56c
-def _positives(classes):
+# %% ../nbs/05b_losses.ipynb #4a3cb2d6
+def _positives(
+    classes,  # (B, N): −1 background, −2 ignored
+):
     "The number of anchors in the batch that answer for an object, at least 1."
-    return ops.maximum(ops.sum(ops.cast(classes >= 0, "float32")), 1.0)
+    return ops.maximum(ops.sum(ops.cast(ops.cast(classes, "int32") >= 0, "float32")), 1.0)
 
-
+# %% ../nbs/05b_losses.ipynb #34219a4b
 def focal_loss(
     alpha: float | None = 0.25,  # weight of the positives, 1 − alpha of the negatives; `None`: both 1
     gamma: float = 2.0,          # how fast easy examples fade; 0 is cross entropy
@@ -24,22 +26,21 @@ def focal_loss(
     Raises `ValueError` for `alpha` outside 0…1 or a negative `gamma`. Source: RetinaNet (Lin et al. 2017), equations 4 and 5.
     """
     if alpha is not None and not 0 < alpha < 1: raise ValueError(f"alpha must be None or between 0 and 1, not {alpha}")
-    if gamma < 0: raise ValueError(f"gamma must be 0 or more, not {gamma}")
+    if not gamma >= 0: raise ValueError(f"gamma must be 0 or more, not {gamma}")
 
     def loss(classes, logits):
         logits = ops.cast(logits, "float32")
-        classes = ops.cast(classes, "int32")[..., None]
-        positive = classes == ops.arange(logits.shape[-1], dtype="int32")
-        # log(1 − p_t) and log p_t, where p_t is the probability given to the truth
-        towards = ops.where(positive, logits, -logits)
-        log_miss, log_hit = -ops.softplus(towards), -ops.softplus(-towards)
+        classes = ops.cast(classes, "int32")[..., None]                         # (B, N, 1)
+        positive = classes == ops.arange(logits.shape[-1], dtype="int32")       # (B, N, K); −1 and −2 are no class
+        towards = ops.where(positive, logits, -logits)                          # the logit of the truth
+        log_miss, log_hit = -ops.softplus(towards), -ops.softplus(-towards)     # log(1 − p_t), log p_t
         cost = -ops.exp(gamma * log_miss) * log_hit
         if alpha is not None: cost = cost * ops.where(positive, alpha, 1 - alpha)
         return ops.sum(ops.where(classes == -2, 0.0, cost)) / _positives(classes)
 
     return loss
 
-
+# %% ../nbs/05b_losses.ipynb #f30e252c
 def smooth_l1_loss(
     sigma: float = 3.0,  # quadratic below 1 / σ², linear above
 ):
@@ -48,11 +49,12 @@ def smooth_l1_loss(
     Summed over the positive anchors only and divided by their number (at least 1). Raises `ValueError` for a `sigma` that isn't positive.
     Source: Fast R-CNN (Girshick 2015), equation 3; σ as in Faster R-CNN's published code.
     """
-    if sigma <= 0: raise ValueError(f"sigma must be above 0, not {sigma}")
+    if not sigma > 0: raise ValueError(f"sigma must be above 0, not {sigma}")
 
     def loss(classes, target_deltas, deltas):
         d = ops.abs(ops.cast(deltas, "float32") - ops.cast(target_deltas, "float32"))
         cost = ops.where(d < 1 / sigma**2, 0.5 * (sigma * d) ** 2, d - 0.5 / sigma**2)
-        return ops.sum(ops.where((classes >= 0)[..., None], cost, 0.0)) / _positives(classes)
+        positive = (ops.cast(classes, "int32") >= 0)[..., None]
+        return ops.sum(ops.where(positive, cost, 0.0)) / _positives(classes)
 
     return loss
