@@ -281,3 +281,26 @@ def test_detect_pictures_of_several_sizes(box):
     results = [check_detections(f, p, box, 0.1) for f, p in zip(found, pictures)]
     assert all(len(r[1]) for r in results)
     same_detections([x[None] for x in results[0]], [x[None] for x in results[3]], pixels=1e-2)
+
+
+def test_a_detector_of_a_compiled_model_is_read_back(tmp_path):
+    # a file that held losses and optimizer of the training model could not be read in safe mode
+    from retinanet_nb.losses import focal_loss
+
+    model = excite(retinanet_model(2, small(pre_nms_top_k=50)), 2)
+    model.compile("adam", loss={"classification": focal_loss(0.25, 2.0), "regression": lambda y, out: keras.ops.sum(out)})
+    box = retinanet_box(model)
+    box.save(tmp_path / "box.keras")
+    assert "__lambda__" not in archive_text(tmp_path / "box.keras")[1]
+    pictures = noise(1, (96, 96))
+    for read in (load_detector, keras.models.load_model):
+        for a, b in zip(box.predict_on_batch(pictures), read(tmp_path / "box.keras").predict_on_batch(pictures)):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_detect_takes_pictures_of_any_number_type(box):
+    picture = noise(1, (100, 130), seed=16)[0]
+    wanted = check_detections(detect(box, picture.astype("float32"), 0.3), picture, box, 0.3)
+    for kind in ("int32", "int64", "float16", "float64"):
+        found = check_detections(detect(box, picture.astype(kind), 0.3), picture, box, 0.3)
+        np.testing.assert_allclose(found[1][:5], wanted[1][:5], atol=0.02)  # resizing rounds where the type does

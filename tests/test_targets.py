@@ -71,6 +71,8 @@ def test_two_objects_with_one_best_anchor():
 def test_no_objects():
     deltas, classes = assign(ANCHORS, np.full((2, 3, 4), -1), np.full((2, 3), -1))
     np.testing.assert_array_equal(classes, -1)
+    deltas, classes = assign(ANCHORS, np.zeros((2, 0, 4)), np.zeros((2, 0)))  # not even room for one
+    np.testing.assert_array_equal(classes, -1)
 
 
 def test_padding_is_not_an_object_whatever_its_box():
