@@ -95,7 +95,7 @@ def same_detections(first, second, pixels=1e-3, score=1e-4):
             free.discard(match)
 
 
-def python(code, *arguments, timeout=300, **environment):
+def python(code, *arguments, timeout=900, **environment):
     """Run `code` in a new interpreter from the repository's root; returns what it printed, fails with its error."""
     env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **environment}
     run = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
