@@ -14,13 +14,14 @@ from typing import Callable
 import keras
 from keras import ops
 
-# %% ../nbs/02_resnet50.ipynb #87d91d72
+# %% ../nbs/02_resnet50.ipynb #27111905
 @keras.saving.register_keras_serializable("retinanet_nb")
 class Normalize(keras.layers.Layer):
     """RGB pictures 0…255, (B, H, W, 3), as the backbone was trained to see them, the same shape.
 
     `mode` is `"caffe"` (BGR, ImageNet's mean subtracted), `"torch"` (0…1, then mean and standard deviation),
-    `"tf"` (−1…1) or `"raw"` (unchanged: the backbone rescales by itself). Source: `keras.applications.imagenet_utils`.
+    `"tf"` (−1…1) or `"raw"` (unchanged: the backbone rescales by itself); another one is a `ValueError`.
+    Source: `keras.applications.imagenet_utils`.
     """
     MODES = {  # mode: (channels last to first, mean, standard deviation)
         "caffe": (True, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
@@ -29,7 +30,9 @@ class Normalize(keras.layers.Layer):
         "raw": (False, (0.0,) * 3, (1.0,) * 3),
     }
 
-    def __init__(self, mode, **kwargs):
+    def __init__(self,
+                 mode,  # a key of `MODES`
+                 **kwargs):
         if mode not in self.MODES: raise ValueError(f"Normalize has no mode {mode!r}; choose one of {', '.join(self.MODES)}")
         super().__init__(autocast=False, **kwargs)  # a picture's 0…255 must not be rounded to bfloat16 first
         self.mode = mode
@@ -43,7 +46,7 @@ class Normalize(keras.layers.Layer):
     def compute_output_shape(self, shape): return shape
     def get_config(self): return {**super().get_config(), "mode": self.mode}
 
-# %% ../nbs/02_resnet50.ipynb #6c0230ec
+# %% ../nbs/02_resnet50.ipynb #87dde8c9
 def ceil_div(
     a,       # whole number or tensor
     b: int,  # divisor
@@ -51,11 +54,13 @@ def ceil_div(
     "⌈a / b⌉, also of a tensor or of `None` (an unknown length stays unknown)."
     return None if a is None else (a + b - 1) // b
 
-
+# %% ../nbs/02_resnet50.ipynb #40da9873
 @keras.saving.register_keras_serializable("retinanet_nb")
 class PadToMultiple(keras.layers.Layer):
     "Zeros at the right and bottom until height and width are multiples of `multiple` pixels: (B, H, W, C) → (B, H′, W′, C)."
-    def __init__(self, multiple=32, **kwargs):
+    def __init__(self,
+                 multiple=32,  # pixels
+                 **kwargs):
         super().__init__(**kwargs)
         self.multiple = multiple
 
@@ -68,11 +73,13 @@ class PadToMultiple(keras.layers.Layer):
 
     def get_config(self): return {**super().get_config(), "multiple": self.multiple}
 
-
+# %% ../nbs/02_resnet50.ipynb #0f0ce89e
 @keras.saving.register_keras_serializable("retinanet_nb")
 class CropToStride(keras.layers.Layer):
     "`[feature, images]` → the feature map cut to ⌈H / stride⌉ × ⌈W / stride⌉ of the pictures' own height and width."
-    def __init__(self, stride, **kwargs):
+    def __init__(self,
+                 stride,  # of the feature map, pixels a cell
+                 **kwargs):
         super().__init__(**kwargs)
         self.stride = stride
 
@@ -117,7 +124,7 @@ def residual_network(
             x = relu(x, f"c{stage}" if last else f"{at}_out")
     return keras.Model(inputs, x, name=name)
 
-# %% ../nbs/02_resnet50.ipynb #f1afe80e
+# %% ../nbs/02_resnet50.ipynb #b83ec2c2
 @dataclass(frozen=True)
 class Backbone:
     "How to build a backbone by name: its constructor, its preprocessing (a mode of `Normalize`) and the last layers of its five stages C1…C5."
@@ -125,11 +132,15 @@ class Backbone:
     preprocess: str    # a mode of `Normalize`
     layers: tuple      # names of the layers that end the stages C1, C2, C3, C4, C5
 
-
+# %% ../nbs/02_resnet50.ipynb #764d04ed
 def _application(name, **kwargs):
     "The constructor of a network of `keras.applications` without its classifier, for any picture size."
     def build(weights=None):
-        return getattr(keras.applications, name)(include_top=False, weights=weights, input_shape=(None, None, 3), **kwargs)
+        try: return getattr(keras.applications, name)(include_top=False, weights=weights, input_shape=(None, None, 3), **kwargs)
+        except Exception as e:  # urllib's, ssl's, h5py's and Keras's own: whatever the cause, the reader wants the way out
+            if weights is None: raise
+            raise OSError(f"the ImageNet weights of {name.lower()} could not be downloaded or read ({e}). Connect to the network once, "
+                          f"copy the file into ~/.keras/models by hand, or start from nothing with weights=None.") from e
     return build
 
 
@@ -149,28 +160,24 @@ BACKBONES = {
     "tiny": Backbone(residual_network, "tf", ("c1", "c2", "c3", "c4", "c5")),
 }
 
-# %% ../nbs/02_resnet50.ipynb #25599224
+# %% ../nbs/02_resnet50.ipynb #83a23218
 def feature_extractor(
     name: str = "resnet50",                     # a key of `BACKBONES`
     weights: str | None = None,                 # `None` or `"imagenet"`
     batch_norm_momentum: float | None = None,   # of every BatchNorm; `None` keeps the backbone's own
-    freeze_stages: int = 0,                     # stages, from the first, that do not learn
+    freeze_stages: int = 0,                     # stages, from the first, that do not learn: 0…5
     freeze_batch_norm: bool = False,            # keep every BatchNorm as loaded
 ) -> keras.Model:
     """Normalised pictures (B, H, W, 3), H and W multiples of 32, → `[C3, C4, C5]` at strides 8, 16 and 32.
 
-    Raises `ValueError` for an unknown name and `OSError` where the ImageNet weights can't be had.
+    Raises `ValueError` for an unknown name and for bad arguments, `OSError` where the ImageNet weights can't be had.
     Source: ResNet50 is that of Deep Residual Learning (He et al. 2016), as `keras.applications` builds it.
     """
     if name not in BACKBONES: raise ValueError(f"there is no backbone {name!r}; choose one of {', '.join(BACKBONES)}")
     if weights not in (None, "imagenet"): raise ValueError(f"a backbone's weights are None or 'imagenet', not {weights!r}")
+    if freeze_stages not in range(6): raise ValueError(f"freeze_stages must be a whole number from 0 to 5, not {freeze_stages!r}")
     backbone = BACKBONES[name]
-    try: body = backbone.build(weights=weights)
-    except ValueError: raise
-    except Exception as e:  # urllib's, ssl's and Keras's own: whatever the cause, the reader wants the way out
-        if weights is None: raise
-        raise OSError(f"the ImageNet weights of {name} could not be downloaded ({e}). Connect to the network once, "
-                      f"copy the file into ~/.keras/models by hand, or start from nothing with weights=None.") from e
+    body = backbone.build(weights=weights)
     names = [layer.name for layer in body.layers]
     frozen = names.index(backbone.layers[freeze_stages - 1]) + 1 if freeze_stages else 0
     for i, layer in enumerate(body.layers):
@@ -180,7 +187,7 @@ def feature_extractor(
         if i < frozen: layer.trainable = False
     return keras.Model(body.input, [body.get_layer(n).output for n in backbone.layers[2:]], name=name)
 
-
+# %% ../nbs/02_resnet50.ipynb #b6745581
 def resnet50(
     images,                     # (B, H, W, 3) RGB 0…255, a Keras input or tensor; any H and W
     name: str = "resnet50",     # a key of `BACKBONES`
@@ -188,8 +195,8 @@ def resnet50(
 ):
     """C3, C4 and C5 of pictures of any size: (B, ⌈H/8⌉, ⌈W/8⌉, ·), (B, ⌈H/16⌉, ⌈W/16⌉, ·) and (B, ⌈H/32⌉, ⌈W/32⌉, ·).
 
-    Normalises, pads to a multiple of 32 (after normalising, so that the padding is the mean colour), runs the
-    backbone and cuts what came of the padding. Errors are those of `feature_extractor`.
+    Normalises, pads to a multiple of 32 (after normalising, so that the padding is the mean colour; black where the mode
+    is `raw`), runs the backbone and cuts what came of the padding. Errors are those of `feature_extractor`.
     """
     extract = feature_extractor(name, **kwargs)
     x = PadToMultiple(32, name="pad")(Normalize(BACKBONES[name].preprocess, name="normalize")(images))
