@@ -11,22 +11,21 @@ import math
 import keras
 from keras import ops
 
-# %% ../nbs/04b_boxes.ipynb #720263fc
+# %% ../nbs/04b_boxes.ipynb #2248d2ff
 def overlaps(
     boxes,   # (..., N, 4) pixels
     others,  # (..., M, 4) pixels
 ):
     "Intersection over union of every box with every other, (..., N, M) float32 in 0…1; boxes without area overlap nothing."
-    a, b = ops.expand_dims(ops.cast(boxes, "float32"), -2), ops.expand_dims(ops.cast(others, "float32"), -3)
-    area = lambda x: ops.maximum(x[..., 2] - x[..., 0], 0) * ops.maximum(x[..., 3] - x[..., 1], 0)
-    inside = ops.concatenate([ops.maximum(a[..., :2], b[..., :2]), ops.minimum(a[..., 2:], b[..., 2:])], axis=-1)
-    intersection = area(inside)
-    return intersection / ops.maximum(area(a) + area(b) - intersection, 1e-8)
+    # One coordinate at a time: an array of pairs is large, and (..., N, M, 4) would be four of them.
+    ax1, ay1, ax2, ay2 = (ops.expand_dims(ops.cast(boxes, "float32")[..., i], -1) for i in range(4))
+    bx1, by1, bx2, by2 = (ops.expand_dims(ops.cast(others, "float32")[..., i], -2) for i in range(4))
+    length = lambda start, end: ops.maximum(end - start, 0.0)
+    intersection = length(ops.maximum(ax1, bx1), ops.minimum(ax2, bx2)) * length(ops.maximum(ay1, by1), ops.minimum(ay2, by2))
+    union = length(ax1, ax2) * length(ay1, ay2) + length(bx1, bx2) * length(by1, by2) - intersection
+    return intersection / ops.maximum(union, 1e-8)
 
-
-SCALE_CLAMP = math.log(1000 / 16)  # a size may grow by this factor at most: exp must not overflow
-
-
+# %% ../nbs/04b_boxes.ipynb #eca53001
 def _centre_form(boxes):
     "(x1, y1, x2, y2) → centre and size, each (..., 2)."
     boxes = ops.cast(boxes, "float32")
@@ -35,50 +34,65 @@ def _centre_form(boxes):
 
 
 def encode_boxes(
-    anchors,                       # (..., 4) pixels
+    anchors,                       # (..., 4) pixels, of positive width and height
     boxes,                         # (..., 4) pixels, of positive width and height
     std=(0.1, 0.1, 0.2, 0.2),      # the deltas are divided by these
 ):
     """The deltas (tx, ty, tw, th) that lead from the anchors to the boxes, (..., 4) float32, without unit.
 
-    Source: Faster R-CNN (Ren et al. 2015), equation 2; a size under a thousandth of a pixel counts as that much.
+    Any leading dimensions that broadcast. A size under a thousandth of a pixel counts as that much.
+    Source: Faster R-CNN (Ren et al. 2015), equation 2.
     """
     (a_centre, a_size), (centre, size) = _centre_form(anchors), _centre_form(boxes)
     deltas = ops.concatenate([(centre - a_centre) / a_size, ops.log(ops.maximum(size, 1e-3) / a_size)], axis=-1)
     return deltas / ops.convert_to_tensor(std, "float32")
 
+# %% ../nbs/04b_boxes.ipynb #dd257285
+SCALE_CLAMP = math.log(1000 / 16)  # of tw and th: a size may grow by this factor at most, since exp must not overflow
+
 
 def decode_boxes(
     anchors,                       # (..., 4) pixels
-    deltas,                        # (..., 4)
+    deltas,                        # (..., 4) without unit
     std=(0.1, 0.1, 0.2, 0.2),      # as they were encoded
 ):
-    "The boxes that the deltas lead to, (..., 4) float32 in pixels: the inverse of `encode_boxes`, tw and th cut at log(1000/16)."
+    """The boxes that the deltas lead to, (..., 4) float32 in pixels: the inverse of `encode_boxes`.
+
+    tw and th are cut at log(1000/16), so that no finite delta gives an infinite size. Source: Faster R-CNN (Ren et al. 2015), equation 2.
+    """
     centre, size = _centre_form(anchors)
     deltas = ops.cast(deltas, "float32") * ops.convert_to_tensor(std, "float32")
     centre = centre + deltas[..., :2] * size
     half = 0.5 * size * ops.exp(ops.minimum(deltas[..., 2:], SCALE_CLAMP))
     return ops.concatenate([centre - half, centre + half], axis=-1)
 
-
+# %% ../nbs/04b_boxes.ipynb #d1e1df14
 @keras.saving.register_keras_serializable("retinanet_nb")
 class RegressBoxes(keras.layers.Layer):
-    "`[anchors (1 or B, N, 4), deltas (B, N, 4)]` → boxes (B, N, 4) in pixels, by `decode_boxes`."
-    def __init__(self, std=(0.1, 0.1, 0.2, 0.2), **kwargs):
-        super().__init__(**kwargs)
+    "`[anchors (1 or B, N, 4) pixels, deltas (B, N, 4)]` → boxes (B, N, 4) float32 in pixels, by `decode_boxes`, whatever the policy."
+    def __init__(self,
+                 std=(0.1, 0.1, 0.2, 0.2),  # as the deltas were encoded
+                 **kwargs,                  # `name` and the like; `dtype` has no effect
+                 ):
+        super().__init__(autocast=False, **{**kwargs, "dtype": "float32"})
         self.std = tuple(std)
 
     def call(self, inputs): return decode_boxes(*inputs, self.std)
     def compute_output_shape(self, shapes): return shapes[1]
     def get_config(self): return {**super().get_config(), "std": self.std}
 
-
+# %% ../nbs/04b_boxes.ipynb #da9f5790
 @keras.saving.register_keras_serializable("retinanet_nb")
 class ClipBoxes(keras.layers.Layer):
-    "`[images (B, H, W, C), boxes (B, N, 4)]` → the boxes cut to 0…W and 0…H, in pixels."
+    "`[images (B, H, W, C), boxes (B, N, 4)]` → the boxes cut to x in 0…W and y in 0…H, (B, N, 4) float32 in pixels, whatever the policy."
+    def __init__(self,
+                 **kwargs,  # `name` and the like; `dtype` has no effect
+                 ):
+        super().__init__(autocast=False, **{**kwargs, "dtype": "float32"})
+
     def call(self, inputs):
         images, boxes = inputs
         h, w = ops.shape(images)[1:3]
-        return ops.clip(boxes, 0.0, ops.cast(ops.stack([w, h, w, h]), boxes.dtype))
+        return ops.clip(ops.cast(boxes, "float32"), 0.0, ops.cast(ops.stack([w, h, w, h]), "float32"))
 
     def compute_output_shape(self, shapes): return shapes[1]

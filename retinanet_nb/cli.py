@@ -7,14 +7,16 @@ __all__ = ['PICTURE_SUFFIXES', 'open_dataset', 'retinanet_train', 'retinanet_eva
            'retinanet_demo']
 
 # %% ../nbs/10_cli.ipynb #bfbe1d79
+import json
 import os
+import re
 import sys
 from functools import wraps
 from pathlib import Path
 
 from fastcore.script import Param, call_parse, store_true
 
-# %% ../nbs/10_cli.ipynb #faa6cbe0
+# %% ../nbs/10_cli.ipynb #ba0f59ef
 def _command(f):
     "A console command whose bad input ends in one sentence on standard error and exit status 1, never in a traceback."
     @wraps(f)
@@ -27,7 +29,7 @@ def _command(f):
         except KeyboardInterrupt: sys.exit(130)
     return call_parse(run)
 
-
+# %% ../nbs/10_cli.ipynb #4bc98766
 def _words(text): return None if not text else [w.strip() for w in text.split(",") if w.strip()]
 
 
@@ -36,7 +38,19 @@ def _numbers(text, what, separator=","):
     try: return tuple(int(w) if float(w) == int(float(w)) else float(w) for w in text.lower().split(separator))
     except ValueError: raise ValueError(f"{what} must be numbers separated by {separator!r}, not {text!r}") from None
 
+# %% ../nbs/10_cli.ipynb #52f52613
+def _assignments(text):
+    "`name=value,name=value` as a dictionary; values are JSON, words stand for themselves."
+    result = {}
+    for part in re.split(r",(?=\s*\w+=)", text or ""):
+        if not part.strip(): continue
+        name, separator, value = part.partition("=")
+        if not separator: raise ValueError(f"--set takes name=value pairs separated by commas, not {part.strip()!r}")
+        try: result[name.strip()] = json.loads(value)
+        except json.JSONDecodeError: result[name.strip()] = value.strip()
+    return result
 
+# %% ../nbs/10_cli.ipynb #ddce33c1
 def open_dataset(
     data,               # a VOC folder, a COCO .json or a .csv file
     split="trainval",   # of a VOC folder
@@ -53,7 +67,7 @@ def open_dataset(
     if data.suffix.lower() == ".csv": return CSVDataset(data, class_names, strict=strict)
     raise ValueError(f"{data} is neither a folder in VOC layout nor a .json (COCO) or .csv file")
 
-# %% ../nbs/10_cli.ipynb #ba0f59ef
+# %% ../nbs/10_cli.ipynb #72dd27e7
 @_command
 def retinanet_train(
     data: str,                        # VOC folder, COCO .json or .csv file
@@ -81,7 +95,6 @@ def retinanet_train(
     from retinanet_nb.hyperparameters import AnchorParameters, HyperParameters, preset as find_preset
     if resume:
         if run is None: raise ValueError("--resume needs --run FOLDER, the run to go on with")
-        import json
         config = Path(run) / "config.json"
         if not config.exists(): raise FileNotFoundError(f"there is no run to resume in {run}: it holds no config.json")
         h = HyperParameters.from_json(json.dumps(json.loads(config.read_text(encoding="utf-8"))["hyperparameters"]))
@@ -99,20 +112,7 @@ def retinanet_train(
     result = train(dataset, h, validation, run=run, resume=resume, validate_every=validate_every)
     print(f"\n{result}\ndetector:  {result.detector}\nhistory:   {result.folder / 'history.json'}\ncurves:    {result.folder / 'curves.png'}")
 
-
-def _assignments(text):
-    "`name=value,name=value` as a dictionary; values are JSON, words stand for themselves."
-    import json, re
-    result = {}
-    for part in re.split(r",(?=\s*\w+=)", text or ""):
-        if not part.strip(): continue
-        name, separator, value = part.partition("=")
-        if not separator: raise ValueError(f"--set takes name=value pairs separated by commas, not {part.strip()!r}")
-        try: result[name.strip()] = json.loads(value)
-        except json.JSONDecodeError: result[name.strip()] = value.strip()
-    return result
-
-# %% ../nbs/10_cli.ipynb #d7ac241b
+# %% ../nbs/10_cli.ipynb #c0c4c2b8
 @_command
 def retinanet_evaluate(
     model: str,                   # .keras file of a detector or a training model
@@ -130,14 +130,14 @@ def retinanet_evaluate(
     detector = load_detector(model)
     dataset = open_dataset(data, split, None, images, strict)
     report = evaluate(detector, dataset, batch_size=batch_size, iou_threshold=iou_threshold)
-    folder = Path(out) if out else Path(model).parent / f"evaluation-{split}"
+    folder = Path(out) if out else Path(model).parent / f"evaluation-{split if Path(data).is_dir() else Path(data).stem}"
     folder.mkdir(parents=True, exist_ok=True)
     report.to_json(folder / "report.json")
     from retinanet_nb.training import save_atomically
     save_atomically(folder / "curves.png", report.plot().figure.savefig)
     print(f"{report}\n\nreport:  {folder / 'report.json'}\ncurves:  {folder / 'curves.png'}")
 
-# %% ../nbs/10_cli.ipynb #4bc98766
+# %% ../nbs/10_cli.ipynb #5b2748a6
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -155,7 +155,7 @@ def find_pictures(
         else: raise FileNotFoundError(f"there is no picture or folder {path}")
     return found
 
-
+# %% ../nbs/10_cli.ipynb #e23329df
 @_command
 def retinanet_detect(
     model: str,                     # .keras file of a detector or a training model
@@ -165,12 +165,14 @@ def retinanet_detect(
     batch_size: int = 8,            # pictures a step
 ):
     "Find objects in pictures: writes each picture with its boxes, and all of them as JSON."
-    import json
     from retinanet_nb.pictures import draw_detections, read_image, write_image
     from retinanet_nb.retinanet_box import detect, load_detector
     from retinanet_nb.training import save_atomically
     from tqdm import tqdm
-    paths, detector, folder, rows, total, refused = find_pictures(images), load_detector(model), Path(out), [], 0, []
+    paths, folder, rows, total, refused = find_pictures(images), Path(out), [], 0, []
+    for path in paths:
+        if path.resolve().parent == folder.resolve(): raise ValueError(f"{path} lies in the folder {out} of the annotated pictures, which could replace it: choose another --out")
+    detector = load_detector(model)
     written = set()
     for start in tqdm(range(0, len(paths), batch_size), unit="batch", disable=len(paths) <= batch_size):
         read = []
@@ -197,7 +199,7 @@ def retinanet_detect(
 def retinanet_demo(
     out: str = "demo",        # folder for pictures, run and gallery; an earlier demonstration there is replaced
     epochs: int = None,       # passes over the pictures; default: those of the preset tiny
-    pictures: int = 1200,     # training pictures to draw
+    pictures: int = 1600,     # training pictures to draw
     seed: int = 0,            # of pictures, weights and order
     detector: str = None,     # also write the detector to this .keras file
 ):

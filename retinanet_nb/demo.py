@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .evaluation import draw_outcome, evaluate, outcomes, worst
+from .evaluation import draw_outcome, evaluate, worst
 from .hyperparameters import PRESETS
 from .pictures import draw_box, draw_caption, draw_detections, fit_to_canvas, label_color, read_image, show, show_grid, write_image
 from .retinanet_box import Detector, detect, load_detector, retinanet_box
@@ -32,7 +32,7 @@ def shapes_detector() -> Detector:
     "The small detector that the package carries, trained on the pictures of `make_shapes`: RGB pictures (B, H, W, 3) → detections."
     return load_detector(Path(__file__).parent / "assets" / "shapes.keras")
 
-# %% ../nbs/08_demo.ipynb #680cec6f
+# %% ../nbs/08_demo.ipynb #bd5eff0c
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
 :root {{ color-scheme: light dark; --ink: #1d2733; --paper: #fbfaf7; --soft: #e9e5dc; --bar: #2a6f97; }}
@@ -52,7 +52,7 @@ figure {{ margin: 0; }} figure img, img.wide {{ width: 100%; display: block; bor
 </body></html>
 """
 
-
+# %% ../nbs/08_demo.ipynb #60f2945c
 def write_gallery(
     report,             # of `evaluate`, with its detections
     dataset,            # the records that were evaluated
@@ -101,7 +101,7 @@ def write_gallery(
 def run_demo(
     out="demo",               # folder for data set, run and gallery; an earlier demonstration there is replaced
     hyperparameters=None,     # `None`: the preset "tiny"
-    pictures=(1200, 100, 300), # to draw for training, validation and test
+    pictures=(1600, 100, 300), # to draw for training, validation and test
     progress: bool = True,    # a bar, and a line for every epoch
 ):
     """Draws a data set, trains a small RetinaNet on it from nothing, measures it on pictures it never saw and writes a gallery.

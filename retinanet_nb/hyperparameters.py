@@ -8,7 +8,12 @@ __all__ = ['VOC_CLASSES', 'PRESETS', 'AnchorParameters', 'HyperParameters', 'pre
 # %% ../nbs/01_hyperparameters.ipynb #4fd11497
 import dataclasses
 import json
+import math
+import os
 from dataclasses import dataclass, field
+from numbers import Integral, Real
+from types import NoneType
+from typing import get_args
 
 # %% ../nbs/01_hyperparameters.ipynb #42e4e74f
 VOC_CLASSES = (
@@ -16,16 +21,16 @@ VOC_CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )
 
-# %% ../nbs/01_hyperparameters.ipynb #6fdc17b9
+# %% ../nbs/01_hyperparameters.ipynb #6ae6b28b
 def _numbers(name, values, at_least=1):
     "`values` as a tuple of positive finite numbers, or a `ValueError` that names the field."
-    try: result = tuple(v + 0 for v in values)
-    except TypeError: raise ValueError(f"{name} must be a sequence of numbers, not {values!r}") from None
-    if len(result) < at_least or not all(0 < v < float("inf") for v in result):
-        raise ValueError(f"{name} must hold at least {at_least} positive number(s), not {values!r}")
-    return result
+    wrong = ValueError(f"{name} must be a sequence of at least {at_least} positive number{'s' * (at_least > 1)}, not {values!r}")
+    try: values = tuple(values)
+    except TypeError: raise wrong from None
+    if len(values) < at_least or any(isinstance(v, bool) or not isinstance(v, Real) or not 0 < v < math.inf for v in values): raise wrong
+    return tuple(int(v) if isinstance(v, Integral) else float(v) for v in values)  # NumPy's numbers would not go into JSON
 
-
+# %% ../nbs/01_hyperparameters.ipynb #bef3bcad
 @dataclass(frozen=True)
 class AnchorParameters:
     """The shapes of the anchors, one entry of `sizes` and `strides` for each pyramid level P3…P7.
@@ -50,13 +55,26 @@ class AnchorParameters:
         "Anchors at each cell: the number of ratios times the number of scales."
         return len(self.ratios) * len(self.scales)
 
-# %% ../nbs/01_hyperparameters.ipynb #d7165865
+# %% ../nbs/01_hyperparameters.ipynb #9a5b0bf5
+def _typed(name, kind, value):
+    "`value` as a plain Python value of the declared type `kind`, such as `float | None`; a `ValueError` that names the field where it is of another."
+    kinds = get_args(kind) or (kind,)
+    if value is None and NoneType in kinds: return None
+    if bool in kinds and isinstance(value, bool): return value
+    if str in kinds and isinstance(value, (str, os.PathLike)): return os.fspath(value)
+    if not isinstance(value, bool):
+        if int in kinds and isinstance(value, Integral): return int(value)  # also NumPy's
+        if float in kinds and isinstance(value, Real) and math.isfinite(value): return float(value)
+    wanted = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", NoneType: "None"}
+    raise ValueError(f"{name} must be {' or '.join(wanted[k] for k in kinds)}, not {value!r}")
+
+# %% ../nbs/01_hyperparameters.ipynb #f39fac8a
 @dataclass(frozen=True)
 class HyperParameters:
     """Everything that RetinaNet leaves open: network, anchors, targets, losses, filtering, training.
 
     Frozen: `replace` gives a changed copy. Lengths are pixels, sizes `(height, width)`.
-    Raises `ValueError` naming the field that is out of range. The defaults are those of the paper
+    Raises `ValueError` naming the field that is of a wrong type or out of range. The defaults are those of the paper
     (RetinaNet, Lin et al. 2017, sections 4 and 5) and of the documented Pascal VOC system (Adam at 1e-5).
     """
     # The network
@@ -105,20 +123,29 @@ class HyperParameters:
 
     def __post_init__(self):
         set = lambda name, value: object.__setattr__(self, name, value)
-        if isinstance(self.anchors, dict): set("anchors", AnchorParameters(**self.anchors))
-        for name, length in {"image_size": 2, "box_std": 4, "scale_jitter": 2}.items():
-            set(name, _numbers(f"HyperParameters.{name}", getattr(self, name), length))
-            if len(getattr(self, name)) != length: raise ValueError(f"HyperParameters.{name} needs {length} numbers, not {getattr(self, name)}")
+        if isinstance(self.anchors, dict):
+            try: set("anchors", AnchorParameters(**self.anchors))
+            except TypeError: raise ValueError(f"HyperParameters.anchors has sizes, strides, ratios and scales, not {', '.join(self.anchors)}") from None
+        if not isinstance(self.anchors, AnchorParameters): raise ValueError(f"HyperParameters.anchors must be AnchorParameters, not {self.anchors!r}")
+        lengths = {"image_size": 2, "box_std": 4, "scale_jitter": 2}
+        for f in dataclasses.fields(self):
+            value, name = getattr(self, f.name), f"HyperParameters.{f.name}"
+            if f.name in lengths:
+                set(f.name, _numbers(name, value, lengths[f.name]))
+                if len(getattr(self, f.name)) != lengths[f.name]: raise ValueError(f"{name} needs {lengths[f.name]} numbers, not {value!r}")
+            elif f.name != "anchors": set(f.name, _typed(name, f.type, value))
         for name, ok, wanted in (
             ("image_size", all(isinstance(v, int) for v in self.image_size), "two whole numbers of pixels, (height, width)"),
             ("feature_size", self.feature_size >= 1, "at least 1"),
             ("subnet_depth", self.subnet_depth >= 0, "0 or more"),
             ("prior_probability", 0 < self.prior_probability < 1, "between 0 and 1"),
+            ("batch_norm_momentum", self.batch_norm_momentum is None or 0 <= self.batch_norm_momentum < 1, "None, or at least 0 and below 1"),
             ("positive_overlap", 0 < self.positive_overlap <= 1, "above 0 and at most 1"),
             ("negative_overlap", 0 <= self.negative_overlap <= self.positive_overlap, "between 0 and positive_overlap"),
             ("alpha", self.alpha is None or 0 < self.alpha < 1, "None or between 0 and 1"),
             ("gamma", self.gamma >= 0, "0 or more"),
             ("sigma", self.sigma > 0, "above 0"),
+            ("box_loss_weight", self.box_loss_weight >= 0, "0 or more"),
             ("score_threshold", 0 <= self.score_threshold < 1, "at least 0 and below 1"),
             ("nms_threshold", 0 <= self.nms_threshold <= 1, "between 0 and 1"),
             ("pre_nms_top_k", self.pre_nms_top_k >= 1, "at least 1"),
@@ -140,7 +167,9 @@ class HyperParameters:
         ):
             if not ok: raise ValueError(f"HyperParameters.{name} must be {wanted}, not {getattr(self, name)!r}")
 
-    def replace(self, **changes) -> "HyperParameters":
+    def replace(self,
+                **changes,  # fields and their new values
+                ) -> "HyperParameters":
         "A copy with some fields changed. An unknown field is a `ValueError` that names the nearest ones."
         known = [f.name for f in dataclasses.fields(self)]
         for name in changes:
@@ -155,33 +184,40 @@ class HyperParameters:
         return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> "HyperParameters":
+    def from_json(cls,
+                  text: str,  # of `to_json`, perhaps with fewer fields
+                  ) -> "HyperParameters":
         "The inverse of `to_json`. Fields that `text` leaves out have their defaults; unknown ones are a `ValueError`."
         try: values = json.loads(text)
         except json.JSONDecodeError as e: raise ValueError(f"hyperparameters are not valid JSON: {e}") from None
         if not isinstance(values, dict): raise ValueError(f"hyperparameters must be a JSON object, not {type(values).__name__}")
         return cls().replace(**values)
 
-# %% ../nbs/01_hyperparameters.ipynb #9a5b0bf5
+# %% ../nbs/01_hyperparameters.ipynb #1828724d
 PRESETS = {
     # The system as documented: ImageNet backbone, Adam at 1e-5.
+    # retinanet_train VOC2007 --split trainval --val_split test --preset documented. For a graphics card; time and result not measured here.
     "documented": HyperParameters(weights="imagenet", freeze_batch_norm=True),
-    # The paper's schedule, shortened to VOC: SGD 0.01 at 16 pictures a step, BatchNorm frozen.
+    # The paper's recipe, shortened to VOC and with a cosine: SGD 0.01 at 16 pictures a step, BatchNorm frozen.
+    # retinanet_train VOC2007 --split trainval --val_split test --preset paper. For a large graphics card; time and result not measured here.
     "paper": HyperParameters(weights="imagenet", image_size=(608, 1024), optimizer="sgd", learning_rate=0.01, weight_decay=1e-4,
                              batch_size=16, epochs=12, warmup_steps=500, schedule="cosine", freeze_stages=2, freeze_batch_norm=True),
     # No weights to start from: AdamW, warm-up and cosine, BatchNorm that learns fast enough.
+    # retinanet_train DATA --preset from-scratch --image_size 240x320. FIXME-FIGURES
     "from-scratch": HyperParameters(optimizer="adamw", learning_rate=2e-4, weight_decay=1e-4, warmup_steps=100, schedule="cosine",
                                     batch_norm_momentum=0.9, epochs=20, precision="mixed_bfloat16"),
     # A trained detector to start from: a small rate, BatchNorm frozen.
+    # retinanet_train DATA --preset fine-tune --weights detector.keras. A few epochs of a run from scratch; the result is the data's.
     "fine-tune": HyperParameters(optimizer="adamw", learning_rate=5e-5, weight_decay=1e-4, warmup_steps=100, schedule="cosine",
                                  freeze_batch_norm=True, epochs=12),
     # Minutes on two processor cores: a small backbone, narrow heads, small pictures, the same code.
+    # make demo, or retinanet_demo. FIXME-FIGURES
     "tiny": HyperParameters(backbone="tiny", image_size=(160, 160), feature_size=64, subnet_depth=2, optimizer="adamw",
                             learning_rate=2e-3, weight_decay=1e-4, warmup_steps=100, schedule="cosine", batch_norm_momentum=0.9,
                             batch_size=8, epochs=10, anchors=AnchorParameters(sizes=(16, 32, 64, 128, 256))),
 }
 
-
+# %% ../nbs/01_hyperparameters.ipynb #52db235d
 def preset(
     name: str,  # one of `PRESETS`
 ) -> HyperParameters:

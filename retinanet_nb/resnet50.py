@@ -96,8 +96,8 @@ class CropToStride(keras.layers.Layer):
 
 # %% ../nbs/02_resnet50.ipynb #1f5173dd
 def residual_network(
-    filters=(16, 32, 48, 96, 128),  # channels of the stem and of the four stages C2…C5
-    blocks=(1, 2, 2, 2),            # residual blocks of each stage
+    filters=(16, 32, 64, 96, 96),   # channels of the stem and of the four stages C2…C5
+    blocks=(1, 2, 2, 1),            # residual blocks of each stage
     weights=None,                   # only `None`: nobody trained it on ImageNet
     name="tiny",                    # of the model
 ) -> keras.Model:

@@ -86,8 +86,8 @@ def retinanet_model(
     features = resnet50(images, name=h.backbone, weights=weights if weights == "imagenet" else None, batch_norm_momentum=h.batch_norm_momentum,
                         freeze_stages=h.freeze_stages, freeze_batch_norm=h.freeze_batch_norm)
     levels = feature_pyramid(*features, feature_size=h.feature_size)
-    regression = regression_subnet(h.anchors.num_anchors, h.feature_size, h.subnet_depth)
-    classification = classification_subnet(num_classes, h.anchors.num_anchors, h.feature_size, h.subnet_depth, h.prior_probability)
+    regression = regression_subnet(h.anchors.num_anchors, h.feature_size, h.subnet_depth, h.subnet_norm)
+    classification = classification_subnet(num_classes, h.anchors.num_anchors, h.feature_size, h.subnet_depth, h.prior_probability, h.subnet_norm)
     join = lambda name, subnet: keras.layers.Concatenate(axis=1, name=name)([subnet(level) for level in levels])
     outputs = ModelCard(h, names, name="card")(join("deltas", regression), join("logits", classification))
     model = keras.Model(images, outputs, name="retinanet")

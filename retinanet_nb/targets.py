@@ -10,12 +10,12 @@ from keras import ops
 
 from .boxes import encode_boxes, overlaps
 
-# %% ../nbs/05a_targets.ipynb #bc48ffe1
+# %% ../nbs/05a_targets.ipynb #baa17dcc
 BACKGROUND, IGNORED = -1, -2  # the classes of anchors that answer for no object
 
-
+# %% ../nbs/05a_targets.ipynb #8c901322
 def match_anchors(
-    iou,                            # (B, N, M) overlaps of anchors and objects
+    iou,                            # (B, N, M) overlaps of anchors and objects, 0…1
     valid,                          # (B, M) bool: false for padding
     negative_overlap: float = 0.4,  # below: background
     positive_overlap: float = 0.5,  # from here on: the object
@@ -30,12 +30,12 @@ def match_anchors(
     best, best_iou = ops.cast(ops.argmax(iou, axis=-1), "int32"), ops.max(iou, axis=-1)
     matched = ops.where(best_iou >= positive_overlap, best, ops.where(best_iou < negative_overlap, BACKGROUND, IGNORED))
     if not force_match: return matched
-    best_anchor = ops.argmax(iou, axis=1)                                              # (B, M)
-    is_best = ops.arange(ops.shape(iou)[1])[None, :, None] == ops.cast(best_anchor, "int32")[:, None]  # (B, N, M)
-    wanted = ops.where(is_best & (iou > 0), iou, -1.0)
-    return ops.where(ops.max(wanted, axis=-1) > 0, ops.cast(ops.argmax(wanted, axis=-1), "int32"), matched)
+    best_anchor = ops.cast(ops.argmax(iou, axis=1), "int32")                             # (B, M)
+    is_best = ops.arange(ops.shape(iou)[1])[None, :, None] == best_anchor[:, None]       # (B, N, M)
+    claim = ops.where(is_best & (iou > 0), iou, -1.0)
+    return ops.where(ops.max(claim, axis=-1) > 0, ops.cast(ops.argmax(claim, axis=-1), "int32"), matched)
 
-
+# %% ../nbs/05a_targets.ipynb #605122f3
 def assign_targets(
     anchors,                        # (N, 4) pixels
     boxes,                          # (B, M, 4) pixels
