@@ -82,6 +82,7 @@ class HyperParameters:
     image_size: tuple = (512, 512)          # canvas for training, (height, width) in pixels
     feature_size: int = 256                 # channels of the pyramid and of the subnets
     subnet_depth: int = 4                   # hidden 3×3 convolutions in each subnet
+    subnet_norm: str | None = None          # None as in the paper, or "group": GroupNorm before every ReLU of the subnets
     prior_probability: float = 0.01         # π: what every anchor says of every class before training
     batch_norm_momentum: float | None = None  # None keeps the backbone's own; from scratch about 0.9 is needed
     # Anchors and box coding
@@ -138,6 +139,7 @@ class HyperParameters:
             ("image_size", all(isinstance(v, int) for v in self.image_size), "two whole numbers of pixels, (height, width)"),
             ("feature_size", self.feature_size >= 1, "at least 1"),
             ("subnet_depth", self.subnet_depth >= 0, "0 or more"),
+            ("subnet_norm", self.subnet_norm in (None, "group"), "None or group"),
             ("prior_probability", 0 < self.prior_probability < 1, "between 0 and 1"),
             ("batch_norm_momentum", self.batch_norm_momentum is None or 0 <= self.batch_norm_momentum < 1, "None, or at least 0 and below 1"),
             ("positive_overlap", 0 < self.positive_overlap <= 1, "above 0 and at most 1"),
@@ -212,9 +214,9 @@ PRESETS = {
                                  freeze_batch_norm=True, epochs=12),
     # Minutes on two processor cores: a small backbone, narrow heads, small pictures, the same code.
     # make demo, or retinanet_demo. FIXME-FIGURES
-    "tiny": HyperParameters(backbone="tiny", image_size=(160, 160), feature_size=64, subnet_depth=2, optimizer="adamw",
-                            learning_rate=2e-3, weight_decay=1e-4, warmup_steps=100, schedule="cosine", batch_norm_momentum=0.9,
-                            batch_size=8, epochs=10, anchors=AnchorParameters(sizes=(16, 32, 64, 128, 256))),
+    "tiny": HyperParameters(backbone="tiny", image_size=(160, 160), feature_size=64, subnet_depth=2, subnet_norm="group", optimizer="adamw",
+                            learning_rate=2e-3, weight_decay=0.01, warmup_steps=100, schedule="cosine", batch_norm_momentum=0.9,
+                            batch_size=8, epochs=11, precision="mixed_bfloat16", anchors=AnchorParameters(sizes=(16, 32, 64, 128, 256))),
 }
 
 # %% ../nbs/01_hyperparameters.ipynb #52db235d
