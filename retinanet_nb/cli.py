@@ -191,7 +191,7 @@ def retinanet_detect(
                 {"box": [round(float(v), 2) for v in box], "score": round(float(score), 4), "label": int(label), "name": name_} for box, score, label, name_ in detections]})
             total += len(detections)
     save_atomically(folder / "detections.json", lambda p: p.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8"))
-    print(f"{total} objects in {len(rows)} pictures: {folder / 'detections.json'} and the pictures beside it")
+    print(f"{total} object{'s' * (total != 1)} in {len(rows)} picture{'s' * (len(rows) != 1)}: {folder / 'detections.json'} and the pictures beside it")
     if refused: raise ValueError(f"{len(refused)} of {len(paths)} pictures could not be read: " + "; ".join(refused))
 
 # %% ../nbs/10_cli.ipynb #61739a81
