@@ -125,6 +125,7 @@ def retinanet_evaluate(
     strict: store_true = False,   # refuse irregular annotations
 ):
     "Print a detector's average precision on DATA, per class and over all, by VOC's and COCO's rules."
+    from matplotlib.figure import Figure
     from retinanet_nb.retinanet_box import load_detector
     from retinanet_nb.evaluation import evaluate
     detector = load_detector(model)
@@ -134,7 +135,9 @@ def retinanet_evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     report.to_json(folder / "report.json")
     from retinanet_nb.training import save_atomically
-    save_atomically(folder / "curves.png", report.plot().figure.savefig)
+    curves = Figure(figsize=(7, 4.2), layout="constrained")
+    report.plot(curves.subplots())
+    save_atomically(folder / "curves.png", curves.savefig)
     print(f"{report}\n\nreport:  {folder / 'report.json'}\ncurves:  {folder / 'curves.png'}")
 
 # %% ../nbs/10_cli.ipynb #5b2748a6

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+import retinanet_nb
 from .evaluation import draw_outcome, evaluate, worst
 from .hyperparameters import PRESETS
 from .pictures import draw_box, draw_caption, draw_detections, fit_to_canvas, label_color, read_image, show, show_grid, write_image
@@ -30,9 +31,17 @@ _all_ = ["label_color", "draw_box", "draw_caption", "draw_detections", "read_ima
 # %% ../nbs/08_demo.ipynb #6d4c1342
 def shapes_detector() -> Detector:
     "The small detector that the package carries, trained on the pictures of `make_shapes`: RGB pictures (B, H, W, 3) → detections."
-    return load_detector(Path(__file__).parent / "assets" / "shapes.keras")
+    return load_detector(Path(retinanet_nb.__file__).parent / "assets" / "shapes.keras")
 
 # %% ../nbs/08_demo.ipynb #bd5eff0c
+def _curves(report):
+    "The precision-recall curves as a figure of their own, which no notebook shows by itself."
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    report.plot(figure.subplots())
+    return figure
+
+
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
 :root {{ color-scheme: light dark; --ink: #1d2733; --paper: #fbfaf7; --soft: #e9e5dc; --bar: #2a6f97; }}
@@ -115,11 +124,11 @@ def run_demo(
     training, validation, test = (VOCDataset(data, split) for split in ("train", "val", "test"))
     if (out / "run" / "config.json").exists(): shutil.rmtree(out / "run")
     say(f"Training {h.backbone!r} with {h.feature_size} channels on {len(training)} pictures of {h.image_size[1]}×{h.image_size[0]} for {h.epochs} epochs …", flush=True)
-    run = train(training, h, validation, run=out / "run", validate_every=max(h.epochs // 4, 1), progress=progress)
+    run = train(training, h, validation, run=out / "run", validate_every=max(h.epochs // 3, 1), progress=progress)
     report = evaluate(load_detector(run.detector), test, progress=progress)
     minutes = (time.time() - started) / 60
     lead = (f"Trained from nothing on {len(training)} drawn pictures in {len(run.history)} epochs; drawing, training and measuring took {minutes:.1f} minutes.")
-    figures = [("How it learned", plot_history(run.history)), ("Precision and recall", report.plot().figure)]
+    figures = [("How it learned", plot_history(run.history)), ("Precision and recall", _curves(report))]
     report.to_json(out / "run" / "test.json")
     page = write_gallery(report, test, out / "gallery", lead=lead, figures=figures)
     say(f"\n{report}\n\nVOC07 mAP {report.voc07_map:.3f} on {len(test)} pictures it never saw; {minutes:.1f} minutes in all\n\n"

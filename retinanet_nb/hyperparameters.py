@@ -216,7 +216,7 @@ PRESETS = {
     # make demo, or retinanet_demo. FIXME-FIGURES
     "tiny": HyperParameters(backbone="tiny", image_size=(160, 160), feature_size=64, subnet_depth=2, subnet_norm="group", optimizer="adamw",
                             learning_rate=2e-3, weight_decay=0.01, warmup_steps=100, schedule="cosine", batch_norm_momentum=0.9,
-                            batch_size=8, epochs=11, precision="mixed_bfloat16", anchors=AnchorParameters(sizes=(16, 32, 64, 128, 256))),
+                            batch_size=8, box_loss_weight=0.5, epochs=10, precision="mixed_bfloat16", anchors=AnchorParameters(sizes=(20, 40, 80, 160, 320))),
 }
 
 # %% ../nbs/01_hyperparameters.ipynb #52db235d

@@ -67,7 +67,7 @@ class RetinaNetTrainer(keras.Model):
         return self.focal_loss(classes, outputs["classification"]), self.smooth_l1_loss(classes, deltas, outputs["regression"])
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        "What `fit` asks of every batch: the sum of both losses, a scalar."
+        "What `fit` asks of every batch: the weighted sum of both losses, a scalar."
         classification, box = self.losses_of(x, y, y_pred)
         self.classification_mean.update_state(classification)
         self.box_mean.update_state(box)
