@@ -194,7 +194,7 @@ class _StopWhenNotFinite(keras.callbacks.Callback):
     "Ends the run at the first loss that isn't a number, with the names of the batch's files, or after an epoch that ruined a weight."
     def __init__(self, generator): super().__init__(); self.generator = generator
 
-    REMEDY = "lower the learning rate, lengthen warmup_steps or cut gradients harder with clip_norm."
+    REMEDY = "lower the learning rate, lengthen warmup_steps, cut gradients harder with clip_norm, or train with precision='float32'."
 
     def on_train_batch_end(self, batch, logs=None):
         if not math.isfinite(float(logs["loss"])):
