@@ -135,3 +135,12 @@ def test_demo_from_drawing_to_gallery(tmp_path):
     import re
     for source in re.findall(r'src="([^"]+)"', page): assert (tmp_path / "demo" / "gallery" / source).stat().st_size > 500
     assert page.count("<figure>") >= 24 and str(tmp_path / "demo" / "gallery" / "index.html") in done.stdout
+
+
+def test_find_pictures_takes_files_as_they_come_and_folders_sorted(tmp_path):
+    for name in ("b.jpg", "a.PNG", "notes.txt", "inner/c.jpeg"):
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).touch()
+    single = tmp_path / "folder" / "notes.txt"  # a file that is named is taken, whatever it is called
+    found = cli.find_pictures([single, tmp_path / "folder"])
+    assert [p.relative_to(tmp_path / "folder").as_posix() for p in found] == ["notes.txt", "a.PNG", "b.jpg", "inner/c.jpeg"]
