@@ -11,12 +11,26 @@ import json
 import os
 import re
 import sys
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 
 from fastcore.script import Param, call_parse, store_true
 
 # %% ../nbs/10_cli.ipynb #ba0f59ef
+@contextmanager
+def _hushed():
+    "Standard error is off while the engine is imported: TensorFlow greets there before any setting of it counts."
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try: yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def _command(f):
     "A console command whose bad input ends in one sentence on standard error and exit status 1, never in a traceback."
     @wraps(f)
@@ -108,7 +122,7 @@ def retinanet_train(
     print(dataset.report)
     validation = None
     if val_split: validation = open_dataset(val_split if Path(val_split).is_file() else data, val_split, list(dataset.class_names), images, strict)
-    from retinanet_nb.training import train
+    with _hushed(): from retinanet_nb.training import train
     result = train(dataset, h, validation, run=run, resume=resume, validate_every=validate_every)
     print(f"\n{result}\ndetector:  {result.detector}\nhistory:   {result.folder / 'history.json'}\ncurves:    {result.folder / 'curves.png'}")
 
@@ -126,7 +140,7 @@ def retinanet_evaluate(
 ):
     "Print a detector's average precision on DATA, per class and over all, by VOC's and COCO's rules."
     from matplotlib.figure import Figure
-    from retinanet_nb.retinanet_box import load_detector
+    with _hushed(): from retinanet_nb.retinanet_box import load_detector
     from retinanet_nb.evaluation import evaluate
     detector = load_detector(model)
     dataset = open_dataset(data, split, None, images, strict)
@@ -169,7 +183,7 @@ def retinanet_detect(
 ):
     "Find objects in pictures: writes each picture with its boxes, and all of them as JSON."
     from retinanet_nb.pictures import draw_detections, read_image, write_image
-    from retinanet_nb.retinanet_box import detect, load_detector
+    with _hushed(): from retinanet_nb.retinanet_box import detect, load_detector
     from retinanet_nb.training import save_atomically
     from tqdm import tqdm
     paths, folder, rows, total, refused = find_pictures(images), Path(out), [], 0, []
@@ -207,7 +221,7 @@ def retinanet_demo(
     detector: str = None,     # also write the detector to this .keras file
 ):
     "Draw a data set, train a small RetinaNet on it from nothing, measure it on unseen pictures and write a gallery: minutes on two processor cores."
-    from retinanet_nb.demo import run_demo
+    with _hushed(): from retinanet_nb.demo import run_demo
     from retinanet_nb.hyperparameters import PRESETS
     from retinanet_nb.retinanet_box import load_detector
     from retinanet_nb.training import save_atomically
