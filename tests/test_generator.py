@@ -91,7 +91,7 @@ def test_a_box_worked_by_hand():
 
 
 @given(st.floats(0.5, 1.5), st.floats(0.5, 1.5), st.floats(0.0, 2.0), st.integers(0, 10**6))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=40, derandomize=True)
 def test_color_against_its_definition(brightness, contrast, saturation, seed):
     image = np.random.default_rng(seed).integers(0, 256, (9, 11, 3), dtype=np.uint8)
     x = image.astype(np.float64)
@@ -99,7 +99,7 @@ def test_color_against_its_definition(brightness, contrast, saturation, seed):
     mean = grey.mean()
     x = grey[..., None] + saturation * (x - grey[..., None])
     x = brightness * (mean + contrast * (x - mean))
-    np.testing.assert_allclose(jitter_color(image, brightness, contrast, saturation), np.clip(x, 0, 255), rtol=0, atol=0.8)  # OpenCV's fixed-point arithmetic, then rounding
+    np.testing.assert_allclose(jitter_color(image, brightness, contrast, saturation), np.clip(x, 0, 255), rtol=0, atol=0.88)  # rounding, ½, and OpenCV's ten-bit coefficients: 3 · 255 / 2¹¹ = 0.374
     assert (jitter_color(image) == image).all()
 
 
