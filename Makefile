@@ -4,6 +4,8 @@ VENV    := .venv
 PY      := $(VENV)/bin/python
 STAMP   := $(VENV)/.ready
 QUIET   := TF_CPP_MIN_LOG_LEVEL=3
+# Tests run in this many processes at once; most of them wait for one core at a time.
+JOBS    ?= 2
 DETECTOR := retinanet_nb/assets/shapes.keras
 
 .DEFAULT_GOAL := help
@@ -63,7 +65,7 @@ demo: $(STAMP)  ## draw a data set, train a small detector on it, write a galler
 	@$(QUIET) $(VENV)/bin/retinanet_demo $(ARGS)
 
 test: $(STAMP)  ## all tests, every notebook executed (RETINANET_DATA=... adds those on real pictures)
-	@$(QUIET) $(PY) -m pytest -q tests $(ARGS)
+	@$(QUIET) $(PY) -m pytest -q -n $(JOBS) --dist worksteal tests $(ARGS)
 
 docs: $(STAMP) mend  ## check the book and render the site into _docs (needs Quarto)
 	@$(QUIET) $(PY) tests/book.py docs

@@ -261,12 +261,12 @@ def test_make_mends_the_link(tmp_path):
     copied = project_copy(tmp_path / "project")
     link = copied / "nbs/_quarto.yml"
     assert link.is_symlink() and os.readlink(link) == "../_quarto.yml"
-    assert run("make", "mend", cwd=copied).strip() == ""
+    assert run("make", "--no-print-directory", "mend", cwd=copied).strip() == ""
     link.unlink()
     link.write_text("../_quarto.yml")  # what a checkout without links writes
-    assert "Mended nbs/_quarto.yml" in run("make", "mend", cwd=copied)
+    assert "Mended nbs/_quarto.yml" in run("make", "--no-print-directory", "mend", cwd=copied)
     assert link.read_bytes() == (copied / "_quarto.yml").read_bytes()
-    assert run("make", "mend", cwd=copied).strip() == ""
+    assert run("make", "--no-print-directory", "mend", cwd=copied).strip() == ""
 
 
 @needs_make
@@ -274,12 +274,12 @@ def test_make_mends_the_link(tmp_path):
 def test_merge_driver_merges_by_cells(tmp_path):
     "Two branches that change neighbouring outputs and different cells merge into a notebook that opens."
     copied = project_copy(tmp_path / "project")
-    assert "no merge driver" in run("make", "merge-driver", cwd=copied)  # no git checkout: says so and goes on
+    assert "no merge driver" in run("make", "--no-print-directory", "merge-driver", cwd=copied)  # no git checkout: says so and goes on
     shutil.copy(ROOT / ".gitattributes", copied)
     environment = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
     git = lambda *args: run("git", "-c", "user.name=A Tester", "-c", "user.email=tester@example.org", *args, cwd=copied, env=environment)
     git("init", "-q", "-b", "main")
-    run("make", "merge-driver", cwd=copied, env=environment)
+    run("make", "--no-print-directory", "merge-driver", cwd=copied, env=environment)
     (copied / ".venv").mkdir()
     (copied / ".venv/bin").symlink_to(Path(sys.executable).parent)
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"x = {k}", id=f"cell{k}") for k in range(4)])
