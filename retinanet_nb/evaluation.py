@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['HIT', 'FALSE_ALARM', 'LEFT_OUT', 'COCO_FIGURES', 'FOUND_COLOR', 'FALSE_COLOR', 'MISSED_COLOR', 'LEFT_OUT_COLOR',
-           'Found', 'iou_matrix', 'Matches', 'match_detections', 'judge', 'precision_recall', 'average_precision',
-           'coco_metrics', 'Curve', 'Report', 'evaluate_detections', 'Outcome', 'outcomes', 'worst', 'draw_outcome',
-           'show_worst', 'confusion_matrix', 'plot_confusion', 'predict_dataset', 'evaluate']
+           'LOOSE', 'Found', 'iou_matrix', 'Matches', 'match_detections', 'judge', 'precision_recall',
+           'average_precision', 'coco_metrics', 'Curve', 'Report', 'evaluate_detections', 'Outcome', 'outcomes',
+           'worst', 'draw_outcome', 'show_worst', 'Mistake', 'find_mistakes', 'describe_mistake', 'mistakes_overview',
+           'draw_mistake', 'confusion_matrix', 'plot_confusion', 'predict_dataset', 'evaluate']
 
 # %% ../nbs/07a_evaluation.ipynb #3543773d
 import contextlib
 import io
 import json
-import os
-import tempfile
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .pictures import PALETTE, draw_box, draw_caption, fit_to_canvas, read_image, show_grid
+from .pictures import PALETTE, draw_box, draw_caption, fit_to_canvas, read_image, save_atomically, show_grid
 
 # %% ../nbs/07a_evaluation.ipynb #15f706f6
 class Found(NamedTuple):
@@ -324,18 +323,11 @@ class Report:
         path: str | Path,          # the file; its directory must exist
         detections: bool = False,  # also what was evaluated
     ) -> Path:
-        "Write `to_dict` as JSON. The file is written beside and renamed, so that `path` is never half a file."
+        "Write `to_dict` as JSON, atomically."
         path = Path(path)
         if not path.parent.is_dir(): raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as f: json.dump(self.to_dict(detections), f, indent=1, ensure_ascii=False, allow_nan=False)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        return path
+        text = json.dumps(self.to_dict(detections), indent=1, ensure_ascii=False, allow_nan=False)
+        return save_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
     def plot(
         self,
@@ -483,6 +475,91 @@ def show_worst(
     if not chosen: return None
     pictures = [draw_outcome(read_image(records[o.index].image), records[o.index], report.detections[o.index], o, report.class_names, side=400) for o in chosen]
     return show_grid(pictures, [f"{len(o.missed)} missed, {len(o.false_alarms)} false" for o in chosen], columns)
+
+# %% ../nbs/07a_evaluation.ipynb #1cc97232
+class Mistake(NamedTuple):
+    "One false alarm or one missed object, and what lies behind it."
+    index: int         # number of the picture
+    kind: str          # "false alarm" or "missed"
+    reason: str        # "double", "confused", "loose", "background"; or "unsure", "confused", "loose", "unseen"
+    label: int         # class of the detection, or of the object
+    other: int         # the other class of a confusion; −1
+    box: np.ndarray    # (4,) pixels, of the detection or of the object
+    score: float       # of the detection; of the unsure one behind a missed object; else NaN
+
+
+LOOSE = 0.1  # a box of the right class that overlaps its object less than this is about something else
+
+
+def find_mistakes(
+    report: Report,  # keeps the detections
+    records,         # the same records in the same order
+    score_threshold: float = 0.5,  # lower scores are as if they were not there
+) -> list:  # of `Mistake`: false alarms by falling score, then missed objects by falling size
+    "Every false alarm and every missed object of a data set, with the reason that the overlaps suggest."
+    alarms, missed, t = [], [], report.iou_threshold
+    for outcome, found, record in zip(outcomes(report.detections, records, t, score_threshold), report.detections, records):
+        boxes, scores, labels = (np.asarray(v) for v in (found.boxes, found.scores, found.labels))
+        truth, classes = np.asarray(record.boxes, np.float64).reshape(-1, 4), np.asarray(record.labels).reshape(-1)
+        iou = np.where((labels >= 0)[:, None], iou_matrix(boxes, truth), 0)
+        same = labels[:, None] == classes
+        largest = lambda values: max(values, default=0.0)
+        for d in outcome.false_alarms:
+            own, foreign = np.where(same[d], iou[d], 0), np.where(same[d], 0, iou[d])
+            confused = largest(foreign) >= t
+            reason = "double" if largest(own) >= t else "confused" if confused else "loose" if largest(own) >= LOOSE else "background"
+            alarms.append(Mistake(outcome.index, "false alarm", reason, int(labels[d]), int(classes[foreign.argmax()]) if reason == "confused" else -1, boxes[d], float(scores[d])))
+        sure = scores >= score_threshold
+        for o in outcome.missed:
+            near, own = iou[:, o] >= t, same[:, o]
+            unsure, wrong = near & own & ~sure, near & ~own & sure
+            reason = "confused" if wrong.any() else "unsure" if unsure.any() else "loose" if (own & sure & (iou[:, o] >= LOOSE)).any() else "unseen"
+            missed.append(Mistake(outcome.index, "missed", reason, int(classes[o]), int(labels[np.where(wrong, scores, -1).argmax()]) if reason == "confused" else -1,
+                                  truth[o], float(scores[unsure].max()) if reason == "unsure" else float("nan")))
+    size = lambda m: (m.box[2] - m.box[0]) * (m.box[3] - m.box[1])
+    return sorted(alarms, key=lambda m: -m.score) + sorted(missed, key=lambda m: -size(m))
+
+
+def describe_mistake(
+    mistake: Mistake,
+    class_names,  # K names
+) -> str:
+    "A mistake in a few words."
+    name = class_names[mistake.label]
+    if mistake.kind == "false alarm":
+        return f"{name} {mistake.score:.2f}: " + {"double": "found already", "confused": f"is a {class_names[mistake.other]}", "loose": "box too loose", "background": "nothing there"}[mistake.reason]
+    return f"{name} missed: " + {"unsure": f"score only {mistake.score:.2f}", "confused": f"taken for {class_names[mistake.other]}", "loose": "boxed too loosely", "unseen": "not seen"}[mistake.reason]
+
+
+def mistakes_overview(
+    mistakes: list,  # of `find_mistakes`
+    class_names,     # K names
+) -> str:
+    "How many mistakes of which kind, and the most frequent confusions, as text."
+    lines = []
+    for kind, reasons in (("false alarm", ("double", "confused", "loose", "background")), ("missed", ("unsure", "confused", "loose", "unseen"))):
+        some = [m.reason for m in mistakes if m.kind == kind]
+        lines.append(f"{'false alarms' if kind == 'false alarm' else 'missed objects'}: {len(some)}" + (f" ({', '.join(f'{some.count(r)} {r}' for r in reasons if r in some)})" if some else ""))
+    pairs = Counter((m.label, m.other) for m in mistakes if m.kind == "missed" and m.reason == "confused")
+    if pairs: lines.append("most often taken for another: " + ", ".join(f"{class_names[a]} for {class_names[b]} ({n})" for (a, b), n in pairs.most_common(5)))
+    return "\n".join(lines)
+
+
+def draw_mistake(
+    image: np.ndarray,  # (H, W, 3) uint8, the picture
+    mistake: Mistake,
+    side: int = 240,    # of the square crop, pixels
+) -> np.ndarray:  # (side, side, 3) uint8
+    "The place of a mistake, cut out with as much around it again, with its box: red a false alarm, orange dashes a missed object."
+    x1, y1, x2, y2 = mistake.box
+    half = max(x2 - x1, y2 - y1, 16.0)  # the crop is twice as large as the longer side
+    left, top = (x1 + x2) / 2 - half, (y1 + y2) / 2 - half
+    scale = side / (2 * half)
+    crop = cv2.warpAffine(image, np.array([[scale, 0, -left * scale], [0, scale, -top * scale]]), (side, side), flags=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR, borderValue=(127, 127, 127))
+    box = (np.array([x1 - left, y1 - top, x2 - left, y2 - top]) * scale)
+    if mistake.kind == "false alarm": draw_box(crop, box, FALSE_COLOR, 3)
+    else: _dashed(crop, box, MISSED_COLOR, 3)
+    return crop
 
 # %% ../nbs/07a_evaluation.ipynb #3fb05e4e
 def confusion_matrix(

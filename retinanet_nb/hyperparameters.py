@@ -110,6 +110,7 @@ class HyperParameters:
     warmup_steps: int = 0                   # the rate rises linearly over these steps
     schedule: str = "constant"              # constant or cosine (falls to a hundredth at the end)
     epochs: int = 50                        # passes over the training pictures
+    patience: int | None = None             # stop after so many measurements without a better mAP; None: never
     batch_size: int = 4                     # pictures a step
     weights: str | None = None              # None, "imagenet" (backbone) or a model file to start from
     freeze_stages: int = 0                  # backbone stages that do not learn: 0 none, 2 stem and first stage, 5 all
@@ -159,6 +160,7 @@ class HyperParameters:
             ("warmup_steps", self.warmup_steps >= 0, "0 or more"),
             ("schedule", self.schedule in ("constant", "cosine"), "constant or cosine"),
             ("epochs", self.epochs >= 1, "at least 1"),
+            ("patience", self.patience is None or self.patience >= 1, "None or at least 1"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("freeze_stages", 0 <= self.freeze_stages <= 5, "between 0 and 5"),
             ("precision", self.precision in ("float32", "mixed_bfloat16"), "float32 or mixed_bfloat16"),

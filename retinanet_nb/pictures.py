@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'ACCENT', 'POSITIVE', 'NEGATIVE', 'IGNORED', 'PALETTE', 'label_color', 'book_style', 'show', 'show_grid',
-           'read_image', 'write_image', 'Fit', 'fit_to_canvas', 'draw_box', 'draw_caption', 'draw_detections',
-           'Diagram']
+           'read_image', 'save_atomically', 'write_image', 'Fit', 'fit_to_canvas', 'draw_box', 'draw_caption',
+           'draw_detections', 'Diagram', 'Page']
 
 # %% ../nbs/00a_pictures.ipynb #3c700d5d
 import colorsys
@@ -156,6 +156,21 @@ def _read_transparent(
     return np.rint(rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
 
 # %% ../nbs/00a_pictures.ipynb #6fe8e9db
+def save_atomically(
+    path: str | Path,  # the file to write
+    write,             # a function that gets a path of the same suffix and writes there
+) -> Path:             # `path`
+    "Writes beside `path` and renames: a kill at any moment leaves the old file or the new one, never half of one. The folder is made where it is missing."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        write(beside)
+        os.replace(beside, path)
+    finally: beside.unlink(missing_ok=True)
+    return path
+
+# %% ../nbs/00a_pictures.ipynb #5b9295ec
 def write_image(
     path: str | Path,   # where to; the suffix chooses the format: .jpg, .png, …
     image: np.ndarray,  # (height, width, 3) uint8, RGB
@@ -171,11 +186,7 @@ def write_image(
     try: ok, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     except cv2.error: ok = False
     if not ok: raise ValueError(f"{path.name}: no format for the suffix {path.suffix!r}; use .jpg or .png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    part.write_bytes(data.tobytes())
-    os.replace(part, path)
-    return path
+    return save_atomically(path, lambda beside: beside.write_bytes(data.tobytes()))
 
 
 def _check_rgb(image):
@@ -387,3 +398,101 @@ class Diagram:
 
     def _repr_svg_(self): return self.svg()
     def __repr__(self): return f"Diagram({self.width}, {self.height}, title={self.title!r})"  # no address: saved outputs must not change
+
+# %% ../nbs/00a_pictures.ipynb #cce4701b
+_HTML = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
+:root {{ color-scheme: light dark; --ink: #1d2733; --paper: #fbfaf7; --soft: #e9e5dc; --bar: #2a6f97; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e8e6e1; --paper: #171a1e; --soft: #2b3037; --bar: #7fb7d6; }} }}
+body {{ margin: 0 auto; max-width: 72rem; padding: 2rem 1.2rem 4rem; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }}
+h1 {{ font-size: 1.9rem; margin: 0; }} h2 {{ margin: 2.4rem 0 .6rem; font-size: 1.25rem; }} p {{ max-width: 46rem; }}
+.big {{ font-size: 3.2rem; font-weight: 700; line-height: 1; }} .big small {{ font-size: 1rem; font-weight: 400; }}
+table {{ border-collapse: collapse; margin-bottom: 1rem; }} td, th {{ padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; }}
+th {{ font-weight: 600; }} .n {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
+.bar {{ display: inline-block; width: 10rem; height: .7rem; margin-right: .6rem; background: var(--soft); border-radius: 1rem; overflow: hidden; }} .bar i {{ display: block; height: 100%; background: var(--bar); }}
+.grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: .8rem; }}
+figure {{ margin: 0 0 .8rem; }} figure img {{ width: 100%; display: block; border-radius: .5rem; background: #fff; }} figcaption {{ font-size: .8rem; opacity: .75; }}
+pre {{ overflow-x: auto; padding: .8rem 1rem; background: var(--soft); border-radius: .5rem; font-size: .85rem; }}
+</style></head><body>
+<h1>{title}</h1>
+{body}
+</body></html>
+"""
+
+
+class Page:
+    "An HTML page with pictures, built from top to bottom, then saved. All text is escaped; methods that return HTML are for `section`."
+    def __init__(self,
+                 folder: str | Path,  # gets index.html and pictures/; those of an earlier page there are removed
+                 title: str,          # heading
+                 lead: str = "",      # a sentence under it
+                 ):
+        self.folder, self.title, self.parts, self.count = Path(folder), title, [f"<p>{escape(lead)}</p>"] if lead else [], 0
+        self.pictures = self.folder / "pictures"
+        for old in (*self.pictures.glob("[0-9][0-9][0-9].jpg"), *self.pictures.glob("[0-9][0-9][0-9].png")): old.unlink()
+
+    def section(self,
+                heading: str,    # "" for none
+                text: str = "",  # a paragraph
+                *parts: str,     # HTML, from the methods below
+                ):
+        "Adds a section; returns the page."
+        self.parts += [f"<h2>{escape(heading)}</h2>" if heading else "", f"<p>{escape(text)}</p>" if text else "", *parts]
+        return self
+
+    def headline(self,
+                 number: str,  # large
+                 text: str,    # small, behind it
+                 ) -> str:
+        "The one number of the page."
+        return f'<p class="big">{escape(number)} <small>{escape(text)}</small></p>'
+
+    def _card(self, name, caption): return f'<figure><img src="pictures/{name}" alt="{escape(caption)}" loading="lazy"><figcaption>{escape(caption)}</figcaption></figure>'
+
+    def picture(self,
+                image: np.ndarray,  # (height, width, 3) uint8
+                caption: str,       # also the alternative text
+                ) -> str:
+        "Writes the picture and returns its card."
+        self.count += 1
+        return self._card(write_image(self.pictures / f"{self.count:03d}.jpg", image).name, caption)
+
+    def figure(self,
+               figure,        # of matplotlib
+               caption: str,  # also the alternative text
+               ) -> str:
+        "Writes the figure as PNG and returns it, as wide as the page."
+        self.count += 1
+        return self._card(save_atomically(self.pictures / f"{self.count:03d}.png", lambda p: figure.savefig(p, dpi=130)).name, caption)
+
+    def grid(self,
+             cards,  # of `picture`
+             ) -> str:
+        "Cards side by side, as many as fit."
+        return f'<div class="grid">{"".join(cards)}</div>'
+
+    def table(self,
+              header,    # of the columns
+              rows,      # of cells: text or numbers; None is shown as –
+              bars=(),   # columns that hold a share 0…1, drawn as a bar
+              ) -> str:
+        "A table. Broken numbers are shown with three digits."
+        def cell(column, value):
+            missing = value is None or isinstance(value, (float, np.floating)) and np.isnan(value)
+            number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+            text = "–" if missing else f"{value:.3f}" if isinstance(value, (float, np.floating)) else escape(str(value))
+            if column in bars: text = f'<span class="bar"><i style="width:{0 if missing else 100 * min(max(float(value), 0), 1):.1f}%"></i></span>{text}'
+            return f'<td class="n">{text}</td>' if number or missing else f"<td>{text}</td>"
+        head = "".join(f"<th>{escape(h)}</th>" for h in header)
+        return f"<table><tr>{head}</tr>" + "".join("<tr>" + "".join(cell(c, v) for c, v in enumerate(row)) + "</tr>" for row in rows) + "</table>"
+
+    def text(self,
+             text: str,  # shown as it is, line by line
+             ) -> str:
+        "Text in columns, such as a report."
+        return f"<pre>{escape(text)}</pre>"
+
+    def save(self) -> Path:
+        "Writes index.html and returns its path."
+        html = _HTML.format(title=escape(self.title), body="\n".join(p for p in self.parts if p))
+        return save_atomically(self.folder / "index.html", lambda p: p.write_text(html, encoding="utf-8"))

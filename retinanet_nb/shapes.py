@@ -9,6 +9,8 @@ __all__ = ['SHAPE_CLASSES', 'ShapeObject', 'draw_scene', 'recurring_picture', 'm
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -383,6 +385,29 @@ def _annotation(filename, size, objects):
     return "\n".join(lines + ["</annotation>", ""])
 
 
+def _draw_files(part, jobs, size):
+    "Picture and annotation of every job (seed, number of the split, number of the picture, name)."
+    for *seed, name in jobs:
+        image, objects = draw_scene(tuple(seed), size)
+        write_image(Path(part) / "JPEGImages" / f"{name}.jpg", image)
+        (Path(part) / "Annotations" / f"{name}.xml").write_text(_annotation(f"{name}.jpg", image.shape[:2], objects))
+
+
+def _draw_in_parallel(part, jobs, size, workers):
+    "Every `workers`-th job in a process of its own; plain interpreters, because a fork or a re-import of the caller's script may do more than draw."
+    line = "import json, sys; from retinanet_nb.shapes import _draw_files; _draw_files(*json.load(sys.stdin))"
+    helpers = [subprocess.Popen([sys.executable, "-c", line], stdin=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}) for _ in range(workers - 1)]
+    try:
+        for n, helper in enumerate(helpers, 1):
+            json.dump([str(part), jobs[n::workers], size], helper.stdin)
+            helper.stdin.close()
+        _draw_files(part, jobs[::workers], size)
+        if any(helper.wait() for helper in helpers): raise RuntimeError("a process that draws pictures failed; its error stands above. make_shapes(…, workers=1) draws in this one")
+    finally:
+        for helper in helpers:
+            if helper.poll() is None: helper.kill()
+
+
 def make_shapes(
     root,                # the directory to make
     train: int = 800,    # pictures in each split
@@ -390,6 +415,7 @@ def make_shapes(
     test: int = 200,
     size=(160, 160),     # (height, width) of every picture, pixels
     seed: int = 0,       # another seed, other pictures
+    workers: int | None = None,  # processes that draw; `None`: one for every 400 pictures, at most one a processor
 ) -> Path:               # `root`
     """Draw the data set into `root`, in VOC's layout: JPEGImages, Annotations, ImageSets/Main/{train,val,trainval,test}.txt.
 
@@ -409,12 +435,9 @@ def make_shapes(
     try:
         for folder in ("JPEGImages", "Annotations", "ImageSets/Main"): (part / folder).mkdir(parents=True)
         names = {}
-        for number, split in enumerate(counts):
-            names[split] = [f"{split}_{i:05d}" for i in range(counts[split])]
-            for i, name in enumerate(names[split]):
-                image, objects = draw_scene((int(seed), number, i), size)
-                write_image(part / "JPEGImages" / f"{name}.jpg", image)
-                (part / "Annotations" / f"{name}.xml").write_text(_annotation(f"{name}.jpg", image.shape[:2], objects))
+        for split in counts: names[split] = [f"{split}_{i:05d}" for i in range(counts[split])]
+        jobs = [(int(seed), number, i, name) for number, split in enumerate(counts) for i, name in enumerate(names[split])]
+        _draw_in_parallel(part, jobs, [int(s) for s in size], max(1, min(os.cpu_count() or 1, len(jobs) // 400) if workers is None else workers))
         names["trainval"] = names["train"] + names["val"]
         for split, lines in names.items(): (part / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{n}\n" for n in lines))
         (part / "shapes.json").write_text(recipe)

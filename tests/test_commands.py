@@ -1,9 +1,12 @@
 """The console commands end to end, and bad input: one sentence, exit status 1, no traceback."""
 import csv
 import json
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -42,12 +45,47 @@ def test_train_then_resume(trained, data):
     assert len(json.loads((trained / "history.json").read_text())) == 1  # it was complete: nothing more to do
 
 
+def test_ctrl_c_then_resume_by_the_folder_alone(data, tmp_path):
+    "The run remembers its data, its splits and its numbers."
+    run = tmp_path / "run"
+    line = [BIN / "retinanet_train", data.name, "--split", "train", "--val_split", "val", "--preset", "tiny", "--epochs", "3", "--image_size", "96x96", "--set", "feature_size=16,subnet_depth=1", "--run", run]
+    process = subprocess.Popen(list(map(str, line)), cwd=data.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (run / "history.json").exists(): time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=300)
+    done = len(json.loads((run / "history.json").read_text()))
+    assert process.returncode == 130 and "resume" in error and "Traceback" not in error, error
+    assert 1 <= done < 3 and (run / "detector.keras").exists()
+    again = command("retinanet_train", "--resume", run)  # from another folder
+    assert again.returncode == 0, again.stderr
+    history = json.loads((run / "history.json").read_text())
+    assert [e["epoch"] for e in history] == [1, 2, 3] and all("val_voc07_map" in e for e in history)
+
+
 def test_evaluate_prints_the_table_and_writes_it(trained, data, tmp_path):
     done = command("retinanet_evaluate", trained / "detector.keras", data, "--split", "test", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "COCO" in done.stdout and "mean" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["pictures"] == 4 and 0 <= report["voc07_map"] <= 1 and (tmp_path / "curves.png").stat().st_size > 1000
+    assert report["pictures"] == 4 and 0 <= report["voc07_map"] <= 1
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("curves.png", "confusion.png"))
+    assert "missed objects:" in done.stdout and "false alarms:" in done.stdout
+    page = (tmp_path / "index.html").read_text()
+    sources = re.findall(r'src="([^"]+)"', page)
+    assert len(sources) >= 5 and all((tmp_path / source).stat().st_size > 300 for source in sources)
+
+
+def test_inspect_writes_a_page_and_a_report(data, tmp_path):
+    done = command("retinanet_inspect", data, "--split", "train+val", "--preset", "tiny", "--out", tmp_path / "page", "--pictures", 3)
+    assert done.returncode == 0, done.stderr
+    assert "10 pictures" in done.stdout and str(tmp_path / "page" / "index.html") in done.stdout
+    json.loads((tmp_path / "page" / "report.json").read_text())
+
+
+def test_selfcheck_ends_with_the_stage_that_fails(capsys, data, tmp_path):
+    "Anchors of 400 pixels and more see nothing on a canvas of 96; the whole check that succeeds is in test_selfcheck.py."
+    error = fails(capsys, cli.retinanet_selfcheck, str(data), split="train", preset="tiny", image_size="96x96", anchor_sizes="400,500,600,700,800", out=str(tmp_path / "check"))
+    assert "'anchors'" in error
 
 
 def test_detect_takes_folders_and_files_and_says_which_is_broken(trained, data, tmp_path):
@@ -119,7 +157,7 @@ def test_bad_input_to_evaluate_and_detect(capsys, trained, data, tmp_path):
     assert "unicorn" in fails(capsys, cli.retinanet_evaluate, detector, str(table))
 
 
-@pytest.mark.parametrize("name", ["retinanet_train", "retinanet_evaluate", "retinanet_detect", "retinanet_demo"])
+@pytest.mark.parametrize("name", ["retinanet_train", "retinanet_evaluate", "retinanet_detect", "retinanet_demo", "retinanet_inspect", "retinanet_selfcheck"])
 def test_help_reads_well(name):
     done = command(name, "--help")
     assert done.returncode == 0 and done.stdout.startswith("usage: " + name)
@@ -132,7 +170,6 @@ def test_demo_from_drawing_to_gallery(tmp_path):
     done = command("retinanet_demo", "--out", tmp_path / "demo", "--epochs", 1, "--pictures", 16)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "demo" / "gallery" / "index.html").read_text()
-    import re
     for source in re.findall(r'src="([^"]+)"', page): assert (tmp_path / "demo" / "gallery" / source).stat().st_size > 500
     assert page.count("<figure>") >= 24 and str(tmp_path / "demo" / "gallery" / "index.html") in done.stdout
 

@@ -152,3 +152,10 @@ def test_nothing_half_made_and_nothing_overwritten(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError): make_shapes(tmp_path / "file", train=1, val=0, test=0)
     with pytest.raises(ValueError, match="negative"): make_shapes(tmp_path / "n", val=-1)
     assert contents(root) == before and (tmp_path / "file").read_text() == "mine"
+
+
+def test_several_processes_draw_the_same_bytes(tmp_path):
+    def drawn(name, workers):
+        root = make_shapes(tmp_path / name, train=5, val=2, test=0, size=(48, 64), seed=4, workers=workers)
+        return {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    assert drawn("one", 1) == drawn("three", 3)

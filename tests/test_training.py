@@ -1,18 +1,23 @@
 """Training: schedules, runs that survive, what is kept and what starts afresh."""
 import json
 import math
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
-from helpers import drawn, small
+from helpers import ROOT, drawn, small
 
 from retinanet_nb.hyperparameters import HyperParameters
 from retinanet_nb.retinanet import read_model, retinanet_model
 from retinanet_nb.retinanet_box import load_detector, retinanet_box
+from retinanet_nb.pictures import save_atomically
 from retinanet_nb.shapes import make_shapes
-from retinanet_nb.training import Checkpoint, RetinaNetTrainer, learning_rate_schedule, make_optimizer, save_atomically, train
+from retinanet_nb.training import Checkpoint, RetinaNetTrainer, learning_rate_schedule, make_optimizer, train
 from retinanet_nb.voc import VOCDataset
 
 FAST = small(image_size=(96, 96), optimizer="adamw", learning_rate=1e-3, weight_decay=1e-4, batch_norm_momentum=0.9, batch_size=4, epochs=2, feature_size=16)
@@ -193,3 +198,81 @@ def test_the_newest_complete_checkpoint_counts(tmp_path):
     assert checkpoint.newest() is None
     for name in ("epoch-0002", "epoch-0010", ".epoch-0011"): (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert checkpoint.newest().name == "epoch-0010"
+
+
+# --- what a run survives -----------------------------------------------------------------------------------------------
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_run_killed_at_random_moments_ends_as_if_left_alone():
+    "`python tests/survival.py` does it with ten kills."
+    done = subprocess.run([sys.executable, "tests/survival.py", "3"], cwd=ROOT, capture_output=True, text=True, timeout=900, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("kill ") == 3 and "0 differ" in done.stdout
+
+
+def test_ctrl_c_while_the_books_are_kept_waits_for_their_end(data, tmp_path, capsys):
+    "A model file that is being written gets a Ctrl-C in the middle; everything about the epoch is there nevertheless."
+    class DuringSaving(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch: return
+            whole = self.model.model.save
+            def save(path):
+                os.kill(os.getpid(), signal.SIGINT)
+                whole(path)
+            self.model.model.save = save
+        def on_epoch_end(self, epoch, logs=None): pass
+    cut = train(VOCDataset(data, "train"), FAST, run=tmp_path / "run", progress=False, callbacks=[DuringSaving()])
+    assert cut.interrupted and [e["epoch"] for e in cut.history] == [1]
+    assert Checkpoint(tmp_path / "run").newest().name == "epoch-0001" and (tmp_path / "run" / "last.keras").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # the usual behaviour is given back
+    assert not train(VOCDataset(data, "train"), FAST, run=tmp_path / "run", progress=False, resume=True).interrupted
+
+
+def test_half_files_of_a_killed_process_are_swept_away(data, tmp_path):
+    first = train(VOCDataset(data, "train"), FAST.replace(epochs=1), run=tmp_path / "run", progress=False)
+    (first.folder / ".12345-best.keras").write_bytes(b"half")
+    train(VOCDataset(data, "train"), FAST.replace(epochs=1), run=first.folder, progress=False, resume=True)
+    assert not list(first.folder.glob(".*"))
+
+
+class Scores:
+    "Stands in for `evaluate`: gives the scores it was told, one after another."
+    def __init__(self, *scores): self.left = list(scores)
+    def __call__(self, *args, **kwargs):
+        from types import SimpleNamespace
+        return SimpleNamespace(voc07_map=self.left.pop(0))
+
+
+def test_patience_stops_a_run_and_counts_on_over_a_resume(data, tmp_path, monkeypatch, capsys):
+    from retinanet_nb import training
+    h, sets = FAST.replace(epochs=9, patience=2), (VOCDataset(data, "train"), VOCDataset(data, "val"))
+    class CutAfter(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2: raise KeyboardInterrupt
+    monkeypatch.setattr(training, "evaluate", Scores(0.3, 0.5))
+    train(sets[0], h, sets[1], run=tmp_path / "run", progress=False, callbacks=[CutAfter()])
+    monkeypatch.setattr(training, "evaluate", Scores(0.4, 0.5, 0.9))  # 0.5 again is no better: two in vain
+    run = train(sets[0], h, sets[1], run=tmp_path / "run", progress=False, resume=True)
+    assert [e["val_voc07_map"] for e in run.history] == [0.3, 0.5, 0.4, 0.5]
+    best = (run.folder / "best.keras").stat().st_mtime_ns
+    again = train(sets[0], h, sets[1], run=tmp_path / "run", progress=False, resume=True)  # it has ended
+    assert len(again.history) == 4 and (run.folder / "best.keras").stat().st_mtime_ns == best
+    with pytest.raises(ValueError, match="patience"): train(sets[0], h, run=tmp_path / "other", progress=False)
+
+
+def test_history_says_how_long_the_network_waited(run): assert all(0 <= e["waiting"] <= 1 for e in run.history)
+
+
+def test_tensorboard_on_request(data, tmp_path):
+    pytest.importorskip("tensorboard")
+    run = train(VOCDataset(data, "train"), FAST.replace(epochs=1), VOCDataset(data, "val"), run=tmp_path / "run", progress=False, tensorboard=True, about={"data": {"path": "here"}})
+    events = list((run.folder / "tensorboard").rglob("events*"))
+    assert events and any(b"val_voc07_map" in p.read_bytes() for p in events)
+    assert json.loads((run.folder / "config.json").read_text())["data"] == {"path": "here"}
+
+
+def test_one_seed_one_run(run, data, tmp_path):
+    again = train(VOCDataset(data, "train"), FAST, VOCDataset(data, "val"), run=tmp_path / "again", progress=False)
+    for a, b in zip(read_model(run.folder / "last.keras").weights, read_model(again.folder / "last.keras").weights): np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=a.path)
+    other = train(VOCDataset(data, "train"), FAST.replace(seed=1), run=tmp_path / "other", progress=False)
+    assert other.history[0]["loss"] != run.history[0]["loss"]
