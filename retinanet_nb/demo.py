@@ -9,6 +9,7 @@ __all__ = ['shapes_detector', 'curves_figure', 'confusion_figure', 'write_galler
 # %% ../nbs/08_demo.ipynb #0ce9fa3f
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +79,8 @@ def write_gallery(
         scale = max(1.0, side / max(height, width))
         large, fit = fit_to_canvas(image, (round(height * scale), round(width * scale)))
         large = draw_detections(large, fit.to_canvas(found.boxes), found.scores, found.labels, names)
-        seen = [names[l] for l, s in zip(found.labels, found.scores) if s >= 0.5]
-        cards.append(page.picture(large, ", ".join(seen) or "nothing found"))
+        seen = Counter(names[l] for l, s in zip(found.labels, found.scores) if s >= 0.5)
+        cards.append(page.picture(large, ", ".join(f"{n} × {name}" if n > 1 else name for name, n in seen.items()) or "nothing found"))
     page.section("What it sees", "Pictures that it was not trained on; boxes with a score of at least 0.5.", page.grid(cards))
     mistakes = find_mistakes(report, dataset)
     if mistakes:

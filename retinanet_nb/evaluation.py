@@ -527,7 +527,7 @@ def describe_mistake(
     "A mistake in a few words."
     name = class_names[mistake.label]
     if mistake.kind == "false alarm":
-        return f"{name} {mistake.score:.2f}: " + {"double": "found already", "confused": f"is a {class_names[mistake.other]}", "loose": "box too loose", "background": "nothing there"}[mistake.reason]
+        return f"{name} {mistake.score:.2f}: " + {"double": "found already", "confused": f"is a {class_names[mistake.other]}", "loose": "box too loose", "background": "nothing marked there"}[mistake.reason]
     return f"{name} missed: " + {"unsure": f"score only {mistake.score:.2f}", "confused": f"taken for {class_names[mistake.other]}", "loose": "boxed too loosely", "unseen": "not seen"}[mistake.reason]
 
 

@@ -483,7 +483,9 @@ class Page:
             text = "–" if missing else f"{value:.3f}" if isinstance(value, (float, np.floating)) else escape(str(value))
             if column in bars: text = f'<span class="bar"><i style="width:{0 if missing else 100 * min(max(float(value), 0), 1):.1f}%"></i></span>{text}'
             return f'<td class="n">{text}</td>' if number or missing else f"<td>{text}</td>"
-        head = "".join(f"<th>{escape(h)}</th>" for h in header)
+        rows = [list(row) for row in rows]
+        words = [any(isinstance(row[c], str) for row in rows) for c in range(len(header))]
+        head = "".join(f"<th>{escape(h)}</th>" if word or c in bars else f'<th class="n">{escape(h)}</th>' for c, (h, word) in enumerate(zip(header, words)))
         return f"<table><tr>{head}</tr>" + "".join("<tr>" + "".join(cell(c, v) for c, v in enumerate(row)) + "</tr>" for row in rows) + "</table>"
 
     def text(self,

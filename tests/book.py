@@ -1,10 +1,11 @@
-"""What the Makefile and the tests both do with the book: `python tests/book.py check | docs | readme | constraints`.
+"""What the Makefile and the tests both do with the book: `python tests/book.py check | docs | readme | constraints | result`.
 
 - `check(root)`: figures, references, links, sidebar; a list of sentences, empty where all is well.
 - `process(root)`: nbdev's own processing into `_proc`, the notebooks as Quarto gets them.
 - `docs(root)`: both, then `quarto render` into `_docs` where Quarto is found.
 - `readme(root)`: the text of README.md and its pictures, from `nbs/index.ipynb`.
 - `constraints(root)`: the installed versions, without local paths.
+- `result(name, run, report, …)`: what the chapter of results keeps of a run, `nbs/results/NAME.json`.
 """
 import ast
 import json
@@ -305,6 +306,25 @@ def constraints(root=ROOT):
     print(f"constraints.txt: {len(lines)} versions")
 
 
+# --- results ----------------------------------------------------------------------------------------------------------
+
+def result(name, run, report, machine, minutes, *commands, root=ROOT):
+    "Keep of a run's folder and of a report.json what the chapter of results shows: no paths, no pictures, a few kilobytes. `minutes` of processor time."
+    run = Path(run)
+    config, history, report = (json.loads(Path(p).read_text(encoding="utf-8")) for p in (run / "config.json", run / "history.json", report))
+    short = lambda v: None if v is None else float(f"{v:.4g}")
+    kept = {
+        "commands": list(commands), "machine": machine, "processor_minutes": float(minutes), "engine": f"{config['engine']}, Keras {config['keras']}",
+        "pictures": config["pictures"], "hyperparameters": config["hyperparameters"],
+        "history": [{k: short(v) for k, v in entry.items()} for entry in history],
+        "test": {"pictures": report["pictures"], "voc07_map": short(report["voc07_map"]), "coco": {k: short(v) for k, v in report["coco"].items()},
+                 "classes": {c: {"objects": v["objects"], "voc07": short(v["voc07"]), "coco": short(v["coco"])} for c, v in report["classes"].items()}}}
+    path = Path(root) / "nbs/results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{path.relative_to(root)}: {path.stat().st_size:,} bytes")
+
+
 if __name__ == "__main__":
     command = sys.argv[1] if len(sys.argv) > 1 else "check"
     if command == "check":
@@ -314,4 +334,5 @@ if __name__ == "__main__":
     elif command == "docs": sys.exit(docs())
     elif command == "readme": write_readme()
     elif command == "constraints": constraints()
-    else: sys.exit(f"unknown command {command!r}; one of check, docs, readme, constraints")
+    elif command == "result": result(*sys.argv[2:])
+    else: sys.exit(f"unknown command {command!r}; one of check, docs, readme, constraints, result")
