@@ -148,9 +148,9 @@ def retinanet_train(
     about = {**dict(split="trainval", strict=False, zero_based=False, validate_every=1), **about, **{k: v for k, v in said.items() if v is not None}}
     if not about.get("path"): raise ValueError(f"the run in {run} does not say where its data lies: name it before the options" if resume is not None else "which data set? Give a VOC folder, a COCO .json or a .csv file")
     def opened(path, split, names): return open_dataset(path, split, names, about.get("images"), about["strict"], not about["zero_based"])
-    dataset, validation, val = opened(about["path"], about["split"], names), None, about.get("val_split")
+    dataset, validation, val = opened(data or about["path"], about["split"], names), None, about.get("val_split")
     print(dataset.report)
-    if val: validation = opened(val if Path(val).is_file() else about["path"], val, list(dataset.class_names))
+    if val: validation = opened(val if Path(val).is_file() else data or about["path"], val, list(dataset.class_names))
     with _hushed(): from retinanet_nb.training import train
     result = train(dataset, h, validation, run=run, resume=resume is not None, validate_every=about["validate_every"], tensorboard=tensorboard, about={"data": about})
     print(f"\n{result}\ndetector:  {result.detector}\nhistory:   {result.folder / 'history.json'}\ncurves:    {result.folder / 'curves.png'}")

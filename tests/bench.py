@@ -161,6 +161,25 @@ def _():
     return read(1), read(os.cpu_count() or 2)
 
 
+@bench("reach", "best anchor of 200 objects on a 512 x 512 canvas: all overlaps / nearest cells only")
+def _():
+    from retinanet_nb.anchors import anchors_for_shape
+    from retinanet_nb.evaluation import iou_matrix
+    from retinanet_nb.inspection import best_overlaps
+    boxes, anchors = crowd(1, 200, 1)[0][0], np.asarray(anchors_for_shape((512, 512)))
+    return lambda: iou_matrix(boxes, anchors).max(1), lambda: best_overlaps(boxes, (512, 512))
+
+
+@bench("coco", "COCO's figures of 500 pictures with 100 detections each: pycocotools / faster-coco-eval")
+def _():
+    from types import SimpleNamespace
+    from retinanet_nb.evaluation import Found, coco_metrics
+    rng = np.random.default_rng(0)
+    found = [Found(b[0], s[0], l[0]) for b, s, l in (crowd(1, 100, 20, seed) for seed in range(500))]
+    truth = [SimpleNamespace(boxes=f.boxes[:8] + rng.normal(0, 3, (8, 4)), labels=f.labels[:8]) for f in found]
+    return lambda: coco_metrics(found, truth, 20, "pycocotools"), lambda: coco_metrics(found, truth, 20, "faster_coco_eval")
+
+
 def main(words):
     import keras
     print(f"{os.cpu_count()} cores, {keras.backend.backend()}, keras {keras.__version__}; medians of alternating runs\n")
