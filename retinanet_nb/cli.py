@@ -196,7 +196,7 @@ def retinanet_selfcheck(
     precision: str = None,          # float32 or mixed_bfloat16
     set: str = None,                # any other hyperparameters, e.g. "clip_norm=1"
     pictures: int = 8,              # how many to learn by heart
-    steps: int = None,              # at most so many; default: enough for a sound network
+    steps: int = 500,               # at most so many; a sound network needs fewer
     out: str = None,                # folder for the report and pictures; default: none are written
     classes: str = None,            # class names in the order of their labels; default: as found
     images: str = None,             # folder of the pictures (COCO)

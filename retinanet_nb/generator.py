@@ -96,7 +96,7 @@ class TrainGenerator(keras.utils.PyDataset):
         self.error = None # the last exception from a thread: TensorFlow wraps it in one of its own
         self._epoch, self._running, self._complete = 0, False, False
         self._pool, self._ahead, self._lock = None, {}, threading.Lock()
-        self._start, self._last, self._waited = None, None, 0.0
+        self._start, self._last, self._waited, self._share = None, None, 0.0, 0.0
 
     def __len__(self): return -(-len(self.dataset) // self.batch_size)
 
@@ -107,6 +107,7 @@ class TrainGenerator(keras.utils.PyDataset):
         return self._epoch
     def set_epoch(self, epoch: int):
         "Use the order and augmentation of `epoch` from now on."
+        if self._start is not None: self._share = self.waiting
         self._epoch, self._complete = int(epoch), False
         self._start, self._last, self._waited = None, None, 0.0
     def on_epoch_begin(self): self._running, self._complete = True, False
@@ -174,8 +175,9 @@ class TrainGenerator(keras.utils.PyDataset):
 
     @property
     def waiting(self) -> float:
-        "Share of the time since the epoch began in which a batch was asked for and not ready, 0…1. TensorFlow asks ahead of the step, so there it is an upper bound of what training lost."
-        return self._waited / max(self._last - self._start, 1e-9) if self._start is not None and self._last else 0.0
+        """Share of the time since the epoch began in which a batch was asked for and not ready, 0…1; before the first batch, that of the epoch before. TensorFlow asks ahead of
+        the step, so there it is an upper bound of what training lost."""
+        return self._waited / max(self._last - self._start, 1e-9) if self._start is not None and self._last else self._share
     def close(self):
         "Stop the threads. They start again by themselves when a batch is asked for."
         with self._lock:

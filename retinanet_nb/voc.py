@@ -129,6 +129,9 @@ class Records(Sequence):
                  report: DataReport = None, # made afresh when not given
                  ):
         self.records, self.class_names = list(records), tuple(class_names)
+        for r in self.records:
+            if len(r.labels) and not 0 <= r.labels.min() <= r.labels.max() < len(self.class_names):
+                raise ValueError(f"{r.image}: its labels {sorted(set(r.labels.tolist()))} must lie between 0 and {len(self.class_names) - 1}, one for each of the class names {', '.join(self.class_names)}.")
         self.report = report or DataReport("records")
         self.report.count(self.records, self.class_names)
     def __len__(self): return len(self.records)

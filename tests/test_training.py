@@ -260,14 +260,14 @@ def test_patience_stops_a_run_and_counts_on_over_a_resume(data, tmp_path, monkey
     with pytest.raises(ValueError, match="patience"): train(sets[0], h, run=tmp_path / "other", progress=False)
 
 
-def test_history_says_how_long_the_network_waited(run): assert all(0 <= e["waiting"] <= 1 for e in run.history)
+def test_history_says_how_long_the_network_waited(run): assert all(0 < e["waiting"] <= 1 for e in run.history)
 
 
 def test_tensorboard_on_request(data, tmp_path):
     pytest.importorskip("tensorboard")
     run = train(VOCDataset(data, "train"), FAST.replace(epochs=1), VOCDataset(data, "val"), run=tmp_path / "run", progress=False, tensorboard=True, about={"data": {"path": "here"}})
     events = list((run.folder / "tensorboard").rglob("events*"))
-    assert events and any(b"val_voc07_map" in p.read_bytes() for p in events)
+    assert events and any(b"voc07_map" in p.read_bytes() for p in events if "validation" in p.parts)
     assert json.loads((run.folder / "config.json").read_text())["data"] == {"path": "here"}
 
 

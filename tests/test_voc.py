@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import unicodedata
 from pathlib import Path
 
@@ -382,6 +383,11 @@ def test_report(voc):
         assert word in text
     data = json.loads(report.to_json())
     assert data["objects"] == 2 and data["dropped"][0][0] == "Annotations/a.xml" and data["refused"][0][0] == "c"
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_without_a_name_is_refused(label):
+    with pytest.raises(ValueError, match="some.jpg.*between 0 and 1"): Records([Record("some.jpg", 9, 9, [[0, 0, 5, 5]], [label])], ("a", "b"))
 
 
 def test_records():
