@@ -31,9 +31,8 @@ from .filtering import filter_detections
 from .generator import train_generator
 from .hyperparameters import HyperParameters
 from .pictures import Fit, draw_detections, read_image, save_atomically, write_image
-from .retinanet import retinanet_model
 from .targets import BACKGROUND, IGNORED, assign_targets
-from .training import RetinaNetTrainer, current_detector, make_optimizer
+from .training import build_trainer, current_detector, make_optimizer
 
 # %% ../nbs/07c_selfcheck.ipynb #f426f1e7
 @dataclass(frozen=True)
@@ -349,18 +348,8 @@ def part_of(
 
 def _trainer(names, h, learning_rate, steps):
     "The network as `train` builds it, with an optimizer of our own."
-    keras.utils.set_random_seed(h.seed)
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(h.precision)
-    try: model = retinanet_model(len(names), h, names, weights=h.weights)
-    finally: keras.config.set_dtype_policy(policy)
-    trainer = RetinaNetTrainer(model)
     # Adam's very first steps are full ones in every weight, and a deep network jumps at that: it begins gently.
-    optimizer = make_optimizer(HyperParameters(optimizer="adam", learning_rate=learning_rate, warmup_steps=20), steps)
-    trainer.compile(optimizer=optimizer, jit_compile=keras.backend.backend() == "jax")
-    trainer.build((None, *h.image_size, 3))
-    trainer.optimizer.build(trainer.trainable_variables)
-    return trainer
+    return build_trainer(names, h, make_optimizer(HyperParameters(optimizer="adam", learning_rate=learning_rate, warmup_steps=20), steps))
 
 
 def _batch(b, step):

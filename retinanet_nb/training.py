@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RetinaNetTrainer', 'learning_rate_schedule', 'make_optimizer', 'Checkpoint', 'current_detector', 'plot_history',
-           'Run', 'train']
+           'Run', 'build_trainer', 'train']
 
 # %% ../nbs/07b_training.ipynb #b2b376e6
 import json
@@ -296,6 +296,26 @@ class Run:
     def __repr__(self): return f"Run(folder={str(self.folder)!r}, epochs={len(self.history)}, loss={self.history[-1]['loss']:.4f})" if self.history else f"Run(folder={str(self.folder)!r}, epochs=0)"
 
 
+def build_trainer(
+    class_names,                        # label → name
+    hyperparameters: HyperParameters,   # precision, weights to start from, seed, …
+    optimizer,                          # of `make_optimizer`
+    load_weights: bool = True,          # those of `hyperparameters.weights`; False where a checkpoint follows
+) -> RetinaNetTrainer:
+    "A fresh network and its trainer, compiled and built, in the precision asked for; the caller's own dtype policy is given back."
+    h, names = hyperparameters, list(class_names)
+    keras.utils.set_random_seed(h.seed)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(h.precision)
+    try: trainer = RetinaNetTrainer(retinanet_model(len(names), h, names, weights=h.weights if load_weights else None))
+    finally: keras.config.set_dtype_policy(policy)
+    # XLA pays on accelerators and under JAX; on processors TensorFlow's own graphs are faster.
+    trainer.compile(optimizer=optimizer, jit_compile=keras.backend.backend() == "jax")
+    trainer.build((None, *h.image_size, 3))
+    trainer.optimizer.build(trainer.trainable_variables)  # else TensorFlow makes its variables inside the step, and traces that twice
+    return trainer
+
+
 def _tensorboard(folder):
     "Keras's TensorBoard callback, or an `ImportError` that says what is missing."
     try:
@@ -342,17 +362,9 @@ def train(
 
     checkpoint = Checkpoint(folder)
     going_on = resume and checkpoint.newest() is not None  # a run that was cut in its first epoch starts as it did before
-    keras.utils.set_random_seed(h.seed)
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(h.precision)
-    try: model = retinanet_model(len(names), h, names, weights=None if going_on else h.weights)
-    finally: keras.config.set_dtype_policy(policy)
     generator = train_generator(dataset, h, h.batch_size, training=True, seed=h.seed, workers=workers)
-    trainer = RetinaNetTrainer(model)
-    # XLA pays on accelerators and under JAX; on processors TensorFlow's own graphs are faster.
-    trainer.compile(optimizer=make_optimizer(h, h.epochs * len(generator)), jit_compile=keras.backend.backend() == "jax")
-    trainer.build((None, *h.image_size, 3))
-    trainer.optimizer.build(trainer.trainable_variables)  # else TensorFlow makes its variables inside the step, and traces that twice
+    trainer = build_trainer(names, h, make_optimizer(h, h.epochs * len(generator)), load_weights=not going_on)
+    model = trainer.model
     history = checkpoint.load(trainer) if going_on else []
     folder.mkdir(parents=True, exist_ok=True)
     if not resume: _write_json(config_file, config)

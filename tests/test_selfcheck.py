@@ -10,7 +10,8 @@ from helpers import drawn, head_weights, numpy, small
 
 from retinanet_nb.hyperparameters import AnchorParameters
 from retinanet_nb.pictures import read_image, write_image
-from retinanet_nb.selfcheck import (STAGES, Bench, Chosen, SelfCheck, check_filtering, check_learning, check_losses, choose_pictures, expected_focal_loss, self_check)
+from retinanet_nb.selfcheck import (STAGES, Bench, Chosen, SelfCheck, check_filtering, check_learning, check_losses, choose_pictures, expected_focal_loss,
+                                    perfect_outputs, self_check, write_check)
 from retinanet_nb.voc import Record
 
 H = small(batch_norm_momentum=0.9, batch_size=4)
@@ -159,6 +160,23 @@ def crowd(data):
 def test_filtering_names_the_threshold(data, changes, words):
     stage = fails(crowd(data), "filtering", H.replace(**changes))
     assert words in stage.finding and ".png" in stage.finding and next(iter(changes)) in stage.remedy
+
+
+def test_perfect_outputs_are_the_targets(data):
+    "High where an anchor answers for an object, and there in its class only; the surer the better the anchor fits."
+    bench = Bench(data, H, choose_pictures(data))
+    for name in ("data", "anchors", "targets"): STAGES[name](bench)
+    deltas, scores = perfect_outputs(bench)
+    np.testing.assert_array_equal(deltas, bench.deltas)
+    positive = bench.classes >= 0
+    assert positive.any() and (scores[~positive] < 0.001).all() and ((scores > 0.5).sum(-1) == positive).all()
+    assert (scores[positive].argmax(-1) == bench.classes[positive]).all() and (0.8 <= scores[positive].max(-1)).all() and (scores <= 0.9).all()
+
+
+def test_a_check_without_training_is_written_without_a_curve(data, tmp_path):
+    check = self_check(data, H.replace(anchors=AnchorParameters(sizes=(400, 500, 600, 700, 800))), progress=False)
+    write_check(check, tmp_path / "check")
+    assert not (tmp_path / "check" / "curve.png").exists() and SelfCheck.from_json((tmp_path / "check" / "selfcheck.json").read_text()).failed == "anchors"
 
 
 def test_filtering_perfect_outputs_are_worth_one_also_beside_difficult_objects(data):

@@ -17,7 +17,7 @@ from retinanet_nb.retinanet import read_model, retinanet_model
 from retinanet_nb.retinanet_box import load_detector, retinanet_box
 from retinanet_nb.pictures import save_atomically
 from retinanet_nb.shapes import make_shapes
-from retinanet_nb.training import Checkpoint, RetinaNetTrainer, learning_rate_schedule, make_optimizer, train
+from retinanet_nb.training import Checkpoint, RetinaNetTrainer, build_trainer, learning_rate_schedule, make_optimizer, train
 from retinanet_nb.voc import VOCDataset
 
 FAST = small(image_size=(96, 96), optimizer="adamw", learning_rate=1e-3, weight_decay=1e-4, batch_norm_momentum=0.9, batch_size=4, epochs=2, feature_size=16)
@@ -178,6 +178,15 @@ def test_bfloat16_trains_and_its_detector_is_float32(data, tmp_path):
     assert policies == {"float32"}
     detector, trained = load_detector(run.detector), read_model(run.folder / "best.keras")
     for a, b in zip(detector.weights, retinanet_box(trained).weights): np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_a_trainer_is_built_in_its_precision_and_from_its_seed(run):
+    h = FAST.replace(precision="mixed_bfloat16", weights=str(run.folder / "last.keras"))
+    first, second = (build_trainer(["a", "b"], h, make_optimizer(h, 10), load_weights=False) for _ in range(2))
+    assert keras.config.dtype_policy().name == "float32"
+    assert "mixed_bfloat16" in {layer.dtype_policy.name for layer in first.model._flatten_layers() if layer.weights}
+    for a, b in zip(first.weights, second.weights): np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    assert len(first.optimizer.variables) > len(first.trainable_variables)  # built: a checkpoint may be loaded
 
 
 def test_an_empty_data_set_is_refused(tmp_path):
