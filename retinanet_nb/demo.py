@@ -114,7 +114,7 @@ def run_demo(
     training, validation, test = (VOCDataset(data, split) for split in ("train", "val", "test"))
     if (out / "run" / "config.json").exists(): shutil.rmtree(out / "run")
     say(f"Training {h.backbone!r} with {h.feature_size} channels on {len(training)} pictures of {h.image_size[1]}×{h.image_size[0]} for {h.epochs} epochs …", flush=True)
-    run = train(training, h, validation, run=out / "run", validate_every=max(h.epochs // 2, 1), progress=progress)
+    run = train(training, h, validation, run=out / "run", validate_every=(h.epochs + 1) // 2, progress=progress)
     report = evaluate(load_detector(run.detector), test, progress=progress)
     minutes = (time.time() - started) / 60
     lead = (f"Trained from nothing on {len(training)} drawn pictures in {len(run.history)} epochs; drawing, training and measuring took {minutes:.1f} minutes.")
