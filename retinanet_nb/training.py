@@ -217,6 +217,9 @@ def _exhausted(history, patience):
     return not max(scores[-patience:]) > max(scores[:-patience])
 
 
+def _copied(model): return [np.array(w) for w in model.get_weights()]
+
+
 class _Bookkeeping(keras.callbacks.Callback):
     "After every epoch: validation, history, the best and the last model, and the state to resume from."
     def __init__(self, run, history, validation, validate_every, checkpoint, generator, log):
@@ -237,8 +240,10 @@ class _Bookkeeping(keras.callbacks.Callback):
         entry = {"epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}, "learning_rate": float(trainer.optimizer.learning_rate),
                  "seconds": round(time.time() - self.started, 2), "waiting": round(self.generator.waiting, 3)}
         # With a moving average, the weights that go on learning are not those that are tested and kept.
-        raw = trainer.model.get_weights() if trainer.hyperparameters.ema_momentum else None
-        if raw: trainer.optimizer.finalize_variable_values(trainer.trainable_weights)
+        raw = _copied(trainer.model) if trainer.hyperparameters.ema_momentum else None
+        if raw:
+            trainer.optimizer.finalize_variable_values(trainer.trainable_weights)
+            trainer.model.set_weights(_copied(trainer.model))  # under JAX they are the optimizer's very arrays now, and prediction gives its arrays away
         if self.validation is not None and (last or (epoch + 1) % self.every == 0):
             report = evaluate(current_detector(trainer, self), self.validation, progress=False, coco=False)
             logs["val_voc07_map"] = entry["val_voc07_map"] = float(report.voc07_map)  # also for callbacks that come later

@@ -88,6 +88,45 @@ def test_engine(engine, tmp_path):
         same_detections([np.asarray(x) for x in found], [own["boxes"], own["scores"], own["labels"]])
 
 
+# A whole run: moving averages, validation, checkpoints; cut in its second epoch and resumed.
+RUN = """
+import sys
+sys.modules["tensorflow"] = None
+import keras
+import numpy as np
+from retinanet_nb.hyperparameters import HyperParameters
+from retinanet_nb.retinanet import read_model
+from retinanet_nb.shapes import make_shapes
+from retinanet_nb.training import train
+from retinanet_nb.voc import VOCDataset
+engine, folder = sys.argv[1:]
+assert keras.backend.backend() == engine
+data = make_shapes(folder + "/shapes", train=12, val=2, test=1, size=(96, 96), seed=3)
+h = HyperParameters(backbone="tiny", feature_size=16, subnet_depth=1, image_size=(96, 96), optimizer="adamw", learning_rate=1e-3, schedule="cosine",
+                    batch_norm_momentum=0.9, ema_momentum=0.9, epochs=2)
+sets = VOCDataset(data, "train"), h, VOCDataset(data, "val")
+
+class Cut(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1: raise KeyboardInterrupt
+
+whole = train(*sets, run=folder + "/whole", progress=False)
+assert whole.history[1]["loss"] < whole.history[0]["loss"] and "val_voc07_map" in whole.history[0]
+assert train(*sets, run=folder + "/cut", progress=False, callbacks=[Cut()]).interrupted
+train(*sets, run=folder + "/cut", progress=False, resume=True)
+for a, b in zip(*(read_model(folder + run + "/last.keras").weights for run in ("/whole", "/cut"))):
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=1e-6, err_msg=a.path)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("engine", ["jax", "torch"])
+def test_a_whole_run_on_another_engine(engine, tmp_path):
+    if importlib.util.find_spec(engine) is None:
+        pytest.skip(f"{engine} isn't installed")
+    assert "done" in python(RUN, engine, tmp_path, KERAS_BACKEND=engine)
+
+
 def test_importing_hyperparameters_is_quick():
     assert "fine" in python("import sys, retinanet_nb.hyperparameters\n"
                             "heavy = {'tensorflow', 'keras', 'jax', 'torch', 'cv2', 'matplotlib'} & set(sys.modules)\n"
