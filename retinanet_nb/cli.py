@@ -10,6 +10,7 @@ __all__ = ['PICTURE_SUFFIXES', 'open_dataset', 'retinanet_train', 'retinanet_ins
 import json
 import os
 import re
+import shlex
 import sys
 from contextlib import contextmanager
 from functools import wraps
@@ -49,8 +50,8 @@ def _words(text): return None if not text else [w.strip() for w in text.split(",
 
 def _numbers(text, what, separator=","):
     "Whole or broken numbers of a text like `240x320` or `16,32,64`, or a `ValueError` that shows how to write them."
-    try: return tuple(int(w) if float(w) == int(float(w)) else float(w) for w in text.lower().split(separator))
-    except ValueError: raise ValueError(f"{what} must be numbers separated by {separator!r}, not {text!r}") from None
+    try: return tuple(int(float(w)) if float(w) == int(float(w)) else float(w) for w in text.lower().split(separator))
+    except (ValueError, OverflowError): raise ValueError(f"{what} must be numbers separated by {separator!r}, not {text!r}") from None
 
 # %% ../nbs/10_cli.ipynb #52f52613
 def _assignments(text):
@@ -99,8 +100,8 @@ def _remembered(run):
     if not path.is_file(): raise FileNotFoundError(f"there is no run to resume in {run}: it holds no config.json")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        config["hyperparameters"], config["class_names"]
-    except (ValueError, KeyError, TypeError): raise ValueError(f"{path} is not the configuration of a run") from None
+        dict(config["hyperparameters"]), list(config["class_names"]), dict(config.get("data", {}))
+    except (ValueError, KeyError, TypeError, AttributeError): raise ValueError(f"{path} is not the configuration of a run") from None
     return config
 
 
@@ -134,7 +135,7 @@ def retinanet_train(
     "Train a RetinaNet on DATA; everything about the run is kept in one folder."
     from retinanet_nb.hyperparameters import HyperParameters, preset as find_preset
     if resume is not None:
-        run = resume or run
+        run = run if resume in ("", True) else resume
         if run is None: raise ValueError("--resume needs the folder of the run to go on with")
         config = _remembered(run)
         base, about, names = HyperParameters.from_json(json.dumps(config["hyperparameters"])), config.get("data", {}), config["class_names"]
@@ -143,16 +144,20 @@ def retinanet_train(
                          weights=weights, precision=precision, patience=patience, seed=seed)
     # What is said now counts more than what was said when the run began.
     place = lambda path: path and str(Path(path).resolve())
+    if weights and Path(weights).is_file(): weights = place(weights)  # a resumed run may be called from elsewhere
+    if preset == "fine-tune" and resume is None and weights is None: raise ValueError("the preset fine-tune starts from a trained detector: give its file with --weights")
     said = dict(path=place(data), split=split, val_split=place(val_split) if val_split and Path(val_split).is_file() else val_split, images=place(images),
-                strict=strict or None, zero_based=zero_based or None, validate_every=validate_every)
-    about = {**dict(split="trainval", strict=False, zero_based=False, validate_every=1), **about, **{k: v for k, v in said.items() if v is not None}}
+                strict=strict or None, zero_based=zero_based or None, validate_every=validate_every, tensorboard=tensorboard or None)
+    about = {**dict(split="trainval", strict=False, zero_based=False, validate_every=1, tensorboard=False), **about, **{k: v for k, v in said.items() if v is not None}}
     if not about.get("path"): raise ValueError(f"the run in {run} does not say where its data lies: name it before the options" if resume is not None else "which data set? Give a VOC folder, a COCO .json or a .csv file")
     def opened(path, split, names): return open_dataset(path, split, names, about.get("images"), about["strict"], not about["zero_based"])
     dataset, validation, val = opened(data or about["path"], about["split"], names), None, about.get("val_split")
     print(dataset.report)
+    if val and not Path(val).is_file() and Path(data or about["path"]).is_file():
+        raise FileNotFoundError(f"there is no file {val} to validate on; only a VOC folder has splits that are called by name")
     if val: validation = opened(val if Path(val).is_file() else data or about["path"], val, list(dataset.class_names))
     with _hushed(): from retinanet_nb.training import train
-    result = train(dataset, h, validation, run=run, resume=resume is not None, validate_every=about["validate_every"], tensorboard=tensorboard, about={"data": about})
+    result = train(dataset, h, validation, run=run, resume=resume is not None, validate_every=about["validate_every"], tensorboard=about["tensorboard"], about={"data": about})
     print(f"\n{result}\ndetector:  {result.detector}\nhistory:   {result.folder / 'history.json'}\ncurves:    {result.folder / 'curves.png'}")
     if result.interrupted: raise KeyboardInterrupt  # so that a script does not go on as if all were done
 
@@ -179,7 +184,8 @@ def retinanet_inspect(
     h = _hyperparameters(find_preset(preset), image_size, anchor_sizes, anchor_ratios, set)
     dataset = open_dataset(data, split, _words(classes), images, strict, not zero_based)
     folder = Path(out or f"inspection-{Path(data).resolve().stem}")
-    inspection = inspect_dataset(dataset, h, folder, pictures)
+    said = dict(split=split if Path(data).is_dir() else None, preset=preset, image_size=image_size, anchor_sizes=anchor_sizes, anchor_ratios=anchor_ratios, set=set, classes=classes, images=images)
+    inspection = inspect_dataset(dataset, h, folder, pictures, f"retinanet_train {shlex.quote(data)}", {k: v for k, v in said.items() if v is not None})
     print(f"{inspection}\n\npage:    {folder / 'index.html'}\nreport:  {folder / 'report.txt'}, {folder / 'report.json'}")
 
 

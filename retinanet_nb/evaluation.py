@@ -509,11 +509,11 @@ def find_mistakes(
             confused = largest(foreign) >= t
             reason = "double" if largest(own) >= t else "confused" if confused else "loose" if largest(own) >= LOOSE else "background"
             alarms.append(Mistake(outcome.index, "false alarm", reason, int(labels[d]), int(classes[foreign.argmax()]) if reason == "confused" else -1, boxes[d], float(scores[d])))
-        sure = scores >= score_threshold
+        free = np.isin(np.arange(len(scores)), outcome.false_alarms)  # a hit belongs to the object that it hit
         for o in outcome.missed:
             near, own = iou[:, o] >= t, same[:, o]
-            unsure, wrong = near & own & ~sure, near & ~own & sure
-            reason = "confused" if wrong.any() else "unsure" if unsure.any() else "loose" if (own & sure & (iou[:, o] >= LOOSE)).any() else "unseen"
+            unsure, wrong = near & own & (scores < score_threshold), near & ~own & free
+            reason = "confused" if wrong.any() else "unsure" if unsure.any() else "loose" if (own & free & (iou[:, o] >= LOOSE)).any() else "unseen"
             missed.append(Mistake(outcome.index, "missed", reason, int(classes[o]), int(labels[np.where(wrong, scores, -1).argmax()]) if reason == "confused" else -1,
                                   truth[o], float(scores[unsure].max()) if reason == "unsure" else float("nan")))
     size = lambda m: (m.box[2] - m.box[0]) * (m.box[3] - m.box[1])

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -442,6 +443,16 @@ class Inspection:
     same: list               # tuples of files with the same bytes
     unreadable: list = field(default_factory=list)  # (file, reason): pictures that could not be drawn
     folder: Path = None      # where the page is
+    command: str = "retinanet_train DATA"        # to train on this data
+    said: dict = field(default_factory=dict)     # its options so far: name -> text
+
+    def line(self,
+             suggestion: Suggestion,
+             ) -> str:
+        "The whole command that follows a suggestion: the options so far, those of the suggestion over them."
+        words = suggestion.options.split()
+        options = {**self.said, **{name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2])}}
+        return " ".join([self.command, *(f"--{name} {shlex.quote(str(value))}" for name, value in options.items())])
 
     def to_json(self) -> str:
         "All of it as JSON text; every unreached object is listed."
@@ -549,7 +560,7 @@ def _write_page(inspection, dataset, folder, count):
     if inspection.suggestions:
         rows = [("as it is", _cut(c.share), 1.0, 1.0)] + [(s.change, _cut(s.coverage), s.area, s.anchors) for s in inspection.suggestions]
         page.section("Proposals", "Options for the training command; the area is that of the canvas beside the present one, and time grows with it.",
-                     page.table(("change", "objects reached", "area ×", "anchors ×"), rows, bars=(1,)), page.text("\n".join(f"retinanet_train DATA {s.options}" + f"  # {s.note}" * bool(s.note) for s in inspection.suggestions)))
+                     page.table(("change", "objects reached", "area ×", "anchors ×"), rows, bars=(1,)), page.text("\n".join(inspection.line(s) + f"  # {s.note}" * bool(s.note) for s in inspection.suggestions)))
     elif len(c) and c.enough: page.section("Proposals", "Nothing needs changing.")
     if inspection.tiny: page.section("Too small", inspection._tiny_text())
     if cards: page.section("Pictures", "Green: an anchor reaches the object. Red: none does. Grey: difficult objects and crowds, which are no training targets. Pictures with most red first.", page.grid(cards))
@@ -579,6 +590,8 @@ def inspect_dataset(
     hyperparameters: HyperParameters = HyperParameters(),  # the settings that you mean to train with: image_size, anchors, overlaps
     folder: str | Path = None,                             # where index.html, pictures/, report.txt and report.json go; None: nowhere
     pictures: int = 24,                                    # how many pictures the page shows
+    command: str = "retinanet_train DATA",                 # to train on this data, for the proposals
+    said: dict = None,                                     # options of that command that belong to `hyperparameters`: name -> text
 ) -> Inspection:
     """Examine a data set before training: classes, sizes, bad files, doubles, and above all which objects no anchor reaches and what would reach them.
 
@@ -593,7 +606,7 @@ def inspect_dataset(
         return files[i], f"objects {a + 1} and {b + 1} are two boxes of {first} that are nearly the same" if first == second else f"objects {a + 1} and {b + 1} are nearly the same box, once {first} and once {second}"
     tiny = [(files[i], *(round(float(v), 1) for v in dataset[i].boxes[k, 2:] - dataset[i].boxes[k, :2])) for i, k in tiny_objects(targets, hyperparameters).tolist()]
     result = Inspection(hyperparameters, report, found, suggestions(targets, hyperparameters), files, np.array([len(r.labels) for r in dataset], int), _size_table(found), tiny,
-                        [doubles(*d) for d in double_boxes(dataset)], [tuple(files[i] for i in g) for g in same_pictures(dataset)])
+                        [doubles(*d) for d in double_boxes(dataset)], [tuple(files[i] for i in g) for g in same_pictures(dataset)], command=command, said=dict(said or {}))
     if folder is not None:
         _write_page(result, dataset, Path(folder), int(pictures))
         result.folder = Path(folder)

@@ -401,7 +401,7 @@ class Diagram:
 
 # %% ../nbs/00a_pictures.ipynb #cce4701b
 _HTML = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="generator" content="retinanet_nb"><title>{title}</title><style>
 :root {{ color-scheme: light dark; --ink: #1d2733; --paper: #fbfaf7; --soft: #e9e5dc; --bar: #2a6f97; }}
 @media (prefers-color-scheme: dark) {{ :root {{ --ink: #e8e6e1; --paper: #171a1e; --soft: #2b3037; --bar: #7fb7d6; }} }}
 body {{ margin: 0 auto; max-width: 72rem; padding: 2rem 1.2rem 4rem; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }}
@@ -421,15 +421,20 @@ pre {{ overflow-x: auto; padding: .8rem 1rem; background: var(--soft); border-ra
 
 
 class Page:
-    "An HTML page with pictures, built from top to bottom, then saved. All text is escaped; methods that return HTML are for `section`."
+    """An HTML page with pictures, built from top to bottom, then saved. All text is escaped; methods that return HTML are for `section`.
+
+    Raises `ValueError` where `folder` holds an index.html that no `Page` wrote."""
     def __init__(self,
-                 folder: str | Path,  # gets index.html and pictures/; those of an earlier page there are removed
+                 folder: str | Path,  # gets index.html and pictures/page-001.jpg, …; those of an earlier page there are replaced
                  title: str,          # heading
                  lead: str = "",      # a sentence under it
                  ):
         self.folder, self.title, self.parts, self.count = Path(folder), title, [f"<p>{escape(lead)}</p>"] if lead else [], 0
         self.pictures = self.folder / "pictures"
-        for old in (*self.pictures.glob("[0-9][0-9][0-9].jpg"), *self.pictures.glob("[0-9][0-9][0-9].png")): old.unlink()
+        index = self.folder / "index.html"
+        if index.exists() and 'content="retinanet_nb"' not in index.read_text(encoding="utf-8", errors="replace")[:600]:
+            raise ValueError(f"{index} is a page of something else, which would be lost: choose another folder")
+        for old in self.pictures.glob("page-[0-9]*.*"): old.unlink()
 
     def section(self,
                 heading: str,    # "" for none
@@ -455,7 +460,7 @@ class Page:
                 ) -> str:
         "Writes the picture and returns its card."
         self.count += 1
-        return self._card(write_image(self.pictures / f"{self.count:03d}.jpg", image).name, caption)
+        return self._card(write_image(self.pictures / f"page-{self.count:03d}.jpg", image).name, caption)
 
     def figure(self,
                figure,        # of matplotlib
@@ -463,7 +468,7 @@ class Page:
                ) -> str:
         "Writes the figure as PNG and returns it, as wide as the page."
         self.count += 1
-        return self._card(save_atomically(self.pictures / f"{self.count:03d}.png", lambda p: figure.savefig(p, dpi=130)).name, caption)
+        return self._card(save_atomically(self.pictures / f"page-{self.count:03d}.png", lambda p: figure.savefig(p, dpi=130)).name, caption)
 
     def grid(self,
              cards,  # of `picture`

@@ -223,8 +223,9 @@ def check_anchors(bench: Bench) -> Stage:
                f"the worst, a {b.name(*objects[worst])}, has one with {best[worst]:.2f}; {reach}.")
     if far.mean() <= TOLERATED: return Stage("anchors", True, finding + " So few are no hindrance.")
     small, large, ratio = (sides[far] < low).mean(), (sides[far] > high).mean(), size[:, 1] / size[:, 0]
-    if small > 0.5 and np.quantile(sides, 0.1) < 10: remedy = f"Most of these objects are tiny: enlarge image_size, so that they are; their sides begin at {sides.min():.0f} pixels."
+    if small > 0.5 and np.quantile(sides, 0.1) < 10: remedy = f"Most of these objects are tiny, their sides begin at {sides.min():.0f} pixels: enlarge image_size."
     elif max(small, large) > 0.5: remedy = f"Most of these objects are {'smaller' if small > large else 'larger'} than every anchor: try AnchorParameters(sizes={_fitting_sizes(sides)})."
+    elif (ratio[far] >= min(h.anchors.ratios)).all() and (ratio[far] <= max(h.anchors.ratios)).all(): remedy = f"Their shapes are those of the anchors, their sides ({sides[far].min():.0f} to {sides[far].max():.0f} pixels) are not: choose AnchorParameters(sizes=…) closer to them."
     else: remedy = f"Their heights are {ratio[far].min():.2g} to {ratio[far].max():.2g} times their widths, the anchors' {min(h.anchors.ratios):g} to {max(h.anchors.ratios):g}: add to AnchorParameters(ratios=…)."
     return Stage("anchors", False, finding, remedy + " retinanet_inspect shows it for the whole data set.")
 
@@ -388,6 +389,7 @@ def check_losses(bench: Bench) -> Stage:
     parts = {part: [(old, new) for w, old, new in zip(weights, before, after) if part_of(w.path) == part] for part in PARTS}
     broken = [part for part, pairs in parts.items() if not all(np.isfinite(new).all() for _, new in pairs)]
     still = [part for part, pairs in parts.items() if pairs and not any((old != new).any() for old, new in pairs)]
+    if not (b.classes[_batch(b, 0)[0]] >= 0).any(): still = [part for part in still if part != "regression subnet"]  # no object in this batch, so no box to learn
     frozen = [part for part, pairs in parts.items() if not pairs]
     if broken: return Stage("losses", False, f"{finding}, but the first step made weights of the {' and '.join(broken)} infinite or no numbers.", _NOT_FINITE)
     if still: return Stage("losses", False, f"{finding}, but the first step did not move the {' and the '.join(still)}: no gradient gets there.",

@@ -399,13 +399,16 @@ def _draw_in_parallel(part, jobs, size, workers):
     helpers = [subprocess.Popen([sys.executable, "-c", line], stdin=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}) for _ in range(workers - 1)]
     try:
         for n, helper in enumerate(helpers, 1):
-            json.dump([str(part), jobs[n::workers], size], helper.stdin)
-            helper.stdin.close()
+            try:
+                json.dump([str(part), jobs[n::workers], size], helper.stdin)
+                helper.stdin.close()
+            except BrokenPipeError: pass  # it has died, and its exit status says so below
         _draw_files(part, jobs[::workers], size)
         if any(helper.wait() for helper in helpers): raise RuntimeError("a process that draws pictures failed; its error stands above. make_shapes(…, workers=1) draws in this one")
     finally:
         for helper in helpers:
             if helper.poll() is None: helper.kill()
+            helper.wait()
 
 
 def make_shapes(

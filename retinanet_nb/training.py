@@ -7,12 +7,15 @@ __all__ = ['RetinaNetTrainer', 'learning_rate_schedule', 'make_optimizer', 'Chec
            'Run', 'build_trainer', 'train']
 
 # %% ../nbs/07b_training.ipynb #b2b376e6
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,7 +151,7 @@ class Checkpoint:
         if target.exists(): shutil.rmtree(target)
         os.replace(beside, target)
         for old in self.folder.glob("epoch-*"):
-            if old != target: shutil.rmtree(old)
+            if old != target: shutil.rmtree(old.rename(old.with_name(f".{old.name}")))  # first out of sight: deleting takes a moment
 
     def load(self,
         trainer,        # compiled and built; changed in place
@@ -196,14 +199,18 @@ class _StopWhenNotFinite(keras.callbacks.Callback):
 # %% ../nbs/07b_training.ipynb #d806481c
 @contextmanager
 def _undisturbed():
-    "Ctrl-C inside the block is obeyed after it. Only the main thread may set this up; in others nothing is changed."
-    asked = []
-    try: before = signal.signal(signal.SIGINT, lambda *_: asked.append(True))
-    except ValueError: before = None
+    "A first Ctrl-C inside the block is obeyed after it, a second one at once. Where Ctrl-C is ignored, or outside the main thread, nothing is changed."
+    asked, before = [], signal.getsignal(signal.SIGINT)
+    def later(number, frame):
+        if asked: before(number, frame)
+        asked.append((number, frame))
+        print("\nkeeping the books of this epoch first; Ctrl-C once more stops at once", file=sys.stderr)
+    mine = callable(before) and threading.current_thread() is threading.main_thread()
+    if mine: signal.signal(signal.SIGINT, later)
     try: yield
     finally:
-        if before is not None: signal.signal(signal.SIGINT, before)
-    if asked: raise KeyboardInterrupt
+        if mine: signal.signal(signal.SIGINT, before)
+    if asked: before(*asked[0])
 
 
 def _best(history): return max((e["val_voc07_map"] for e in history if e.get("val_voc07_map", math.nan) >= 0), default=-1.0)
@@ -324,7 +331,8 @@ def build_trainer(
 def _tensorboard(folder):
     "Keras's TensorBoard callback, or an `ImportError` that says what is missing."
     try:
-        import tensorboard  # noqa: F401  TensorFlow writes summaries through it
+        import tensorboard  # noqa: F401  TensorFlow writes summaries through it, and Keras asks for TensorFlow only later
+        import tensorflow.summary  # noqa: F401
         return keras.callbacks.TensorBoard(log_dir=str(folder / "tensorboard"), write_graph=False)
     except ImportError as e: raise ImportError(f"tensorboard=True needs TensorFlow and TensorBoard ({e}): pip install tensorflow tensorboard") from None
 
@@ -346,14 +354,15 @@ def train(
 
     After every epoch the last model, the best one (by VOC07 mAP on `validation`) and the whole state are written, each atomically, so that
     `resume=True` goes on where the last complete epoch ended. Ctrl-C ends the run in order; so does `hyperparameters.patience`, when the mAP no longer rises. Raises `ValueError` for an empty data set,
-    for a folder that holds another run, for hyperparameters unlike those of the run to be resumed, and for a picture that cannot be read, naming it;
+    for a folder that holds another run, for hyperparameters, classes or pictures unlike those of the run to be resumed, and for a picture that cannot be read, naming it;
     `FloatingPointError` when the loss isn't finite, naming the pictures.
     """
     h = hyperparameters
     if not len(dataset): raise ValueError("the data set for training holds no picture")
     folder = Path(run) if run is not None else Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
     config_file, names = folder / "config.json", list(dataset.class_names)
-    config = {"class_names": names, "pictures": len(dataset), "validation_pictures": len(validation) if validation is not None else 0,
+    files = hashlib.sha256("\n".join(Path(r.image).name for r in dataset).encode()).hexdigest()[:16]
+    config = {"class_names": names, "pictures": len(dataset), "files": files, "validation_pictures": len(validation) if validation is not None else 0,
               "hyperparameters": json.loads(h.to_json()), "engine": keras.backend.backend(), "keras": keras.__version__, "retinanet_nb": __version__, **(about or {})}
     if h.patience is not None and validation is None: raise ValueError("patience waits for a better mAP, which needs pictures for validation: give some, or leave patience out")
     if resume:
@@ -362,6 +371,9 @@ def train(
         # From JSON and back, because a file knows no tuples.
         differ = [k for k in config["hyperparameters"] if before["hyperparameters"].get(k, config["hyperparameters"][k]) != config["hyperparameters"][k]]
         if before["class_names"] != names: raise ValueError(f"the run in {folder} was trained on the classes {before['class_names']}, and the data set has {names}")
+        if (before.get("pictures"), before.get("files", files)) != (len(dataset), files):
+            raise ValueError(f"the run in {folder} began with {before.get('pictures')} pictures, and the data set has now {len(dataset)}{', of other names' if before.get('pictures') == len(dataset) else ''}: "
+                             "with other pictures it would not be the same run. Begin another one, for example with weights of its last.keras")
         if differ: raise ValueError(f"the run in {folder} was started with other hyperparameters ({', '.join(differ)}): resume it with those of its config.json, or choose another folder")
     elif config_file.exists(): raise ValueError(f"{folder} holds a run already: resume it, or choose another folder")
 
@@ -372,18 +384,21 @@ def train(
     model = trainer.model
     history = checkpoint.load(trainer) if going_on else []
     folder.mkdir(parents=True, exist_ok=True)
+    if tensorboard: board = _tensorboard(folder)  # before anything is written
     if not resume: _write_json(config_file, config)
-    for left in folder.glob(".[0-9]*-*"): left.unlink()  # half files of a process that was killed
+    elif about: _write_json(config_file, {**before, **about})  # what was said now, for the next time
+    for left in folder.iterdir():  # half files of a process that was killed
+        if re.fullmatch(r"\.\d+-(config\.json|history\.json|curves\.png|(best|last|detector)\.keras)", left.name): left.unlink()
     generator.set_epoch(len(history))
     books = _Bookkeeping(folder, history, validation, validate_every, checkpoint, generator, progress)
     between = [_StopWhenNotFinite(generator), *([_Progress(len(generator), len(history))] if progress else []), books, *callbacks]
-    if tensorboard: between.append(_tensorboard(folder))
+    if tensorboard: between.append(board)
     interrupted = False
     try:
         if not _exhausted(history, h.patience): trainer.fit(generator, epochs=h.epochs, initial_epoch=len(history), shuffle=False, verbose=0, callbacks=between)
     except KeyboardInterrupt:
-        interrupted = True
-        print(f"\nstopped; complete epochs: {len(history)}; go on with resume=True and run={str(folder)!r}", file=sys.stderr)
+        interrupted = len(history) < h.epochs
+        if interrupted: print(f"\nstopped; complete epochs: {len(history)}; go on with resume=True and run={str(folder)!r}", file=sys.stderr)
     except Exception:
         if generator.error is not None: raise generator.error from None  # an engine wraps it in an error of its own, pages long
         raise

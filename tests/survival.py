@@ -8,12 +8,16 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+LIMIT = 400  # seconds for one attempt; a machine that needs more has other troubles
 
 
 def run_once(folder, data, resume):
@@ -56,6 +60,10 @@ def attempt(folder, data, kill_after=None):
             os.kill(child, signal.SIGKILL)
             ended, status = os.waitpid(child, 0)
         if ended: break
+        if now - started > LIMIT:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise TimeoutError(f"the run had not ended after {LIMIT} s")
         time.sleep(0.002)
     killed = os.WIFSIGNALED(status)
     assert killed or os.WEXITSTATUS(status) == 0, "the run failed by itself, see above"
@@ -81,10 +89,11 @@ def survive(kills, scratch, seed=0, say=print):
     import keras  # noqa: F401  imported before the forks, used only in them
     import numpy as np
     import retinanet_nb.training  # noqa: F401
-    from retinanet_nb.shapes import make_shapes
 
-    scratch, rng = Path(scratch), random.Random(seed)
-    data = make_shapes(scratch / "shapes", train=16, val=4, test=1, size=(96, 96), seed=3)
+    scratch, rng, data = Path(scratch), random.Random(seed), Path(scratch) / "shapes"
+    # Drawn elsewhere: what uses threads before a fork may lock up after it.
+    draw = "import sys; from retinanet_nb.shapes import make_shapes; make_shapes(sys.argv[1], train=16, val=4, test=1, size=(96, 96), seed=3)"
+    subprocess.run([sys.executable, "-c", draw, data], check=True)
     _, setting_up, working = attempt(scratch / "whole", data)
     say(f"left alone: {setting_up:.1f} s to set up, then {working:.1f} s")
     alone, struck, n = weights(scratch / "whole"), 0, 0
@@ -98,8 +107,9 @@ def survive(kills, scratch, seed=0, say=print):
             done, before, after = attempt(folder, data, moment if struck < kills else None)
             if done: break
             struck += 1
-            for path in folder.glob("checkpoints/epoch-*"): json.loads((path / "history.json").read_text())  # the checkpoint is whole
-            say(f"kill {struck:2d} {f'{after:.2f} s after the first step' if after else f'{before:.2f} s after the start'}; newest complete checkpoint: {max((p.name for p in folder.glob('checkpoints/epoch-*')), default='none')}")
+            newest = max((p.name for p in folder.glob("checkpoints/epoch-*")), default=None)
+            if newest: json.loads((folder / "checkpoints" / newest / "history.json").read_text())  # it is whole
+            say(f"kill {struck:2d} {f'{after:.2f} s after the first step' if after else f'{before:.2f} s after the start'}; newest complete checkpoint: {newest}")
         found = weights(folder)
         assert found.keys() == alone.keys(), "the killed run left other files than the one left alone"
         differ = [name for name in alone if not np.array_equal(alone[name], found[name])]

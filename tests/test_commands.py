@@ -48,18 +48,19 @@ def test_train_then_resume(trained, data):
 def test_ctrl_c_then_resume_by_the_folder_alone(data, tmp_path):
     "The run remembers its data, its splits and its numbers."
     run = tmp_path / "run"
-    line = [BIN / "retinanet_train", data.name, "--split", "train", "--val_split", "val", "--preset", "tiny", "--epochs", "3", "--image_size", "96x96", "--set", "feature_size=16,subnet_depth=1", "--run", run]
+    line = [BIN / "retinanet_train", data.name, "--split", "train", "--val_split", "val", "--preset", "tiny", "--epochs", "15", "--image_size", "96x96", "--set", "feature_size=16,subnet_depth=1", "--run", run]
     process = subprocess.Popen(list(map(str, line)), cwd=data.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not (run / "history.json").exists(): time.sleep(0.02)
+    deadline = time.monotonic() + 400
+    while process.poll() is None and not (run / "history.json").exists() and time.monotonic() < deadline: time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=300)
-    done = len(json.loads((run / "history.json").read_text()))
     assert process.returncode == 130 and "resume" in error and "Traceback" not in error, error
-    assert 1 <= done < 3 and (run / "detector.keras").exists()
+    done = len(json.loads((run / "history.json").read_text()))
+    assert 1 <= done < 15 and (run / "detector.keras").exists()
     again = command("retinanet_train", "--resume", run)  # from another folder
     assert again.returncode == 0, again.stderr
     history = json.loads((run / "history.json").read_text())
-    assert [e["epoch"] for e in history] == [1, 2, 3] and all("val_voc07_map" in e for e in history)
+    assert [e["epoch"] for e in history] == list(range(1, 16)) and all("val_voc07_map" in e for e in history)
 
 
 def test_evaluate_prints_the_table_and_writes_it(trained, data, tmp_path):
@@ -79,6 +80,8 @@ def test_inspect_writes_a_page_and_a_report(data, tmp_path):
     done = command("retinanet_inspect", data, "--split", "train+val", "--preset", "tiny", "--out", tmp_path / "page", "--pictures", 3)
     assert done.returncode == 0, done.stderr
     assert "10 pictures" in done.stdout and str(tmp_path / "page" / "index.html") in done.stdout
+    page = (tmp_path / "page" / "index.html").read_text()
+    if "Nothing needs changing" not in page: assert f"retinanet_train {data} --split train+val --preset tiny" in page  # the whole command
     json.loads((tmp_path / "page" / "report.json").read_text())
 
 
@@ -130,7 +133,11 @@ def test_bad_input_to_train(capsys, data, tmp_path):
     assert "240:320" in fails(capsys, cli.retinanet_train, str(data), image_size="240:320")
     assert "learning_rate" in fails(capsys, cli.retinanet_train, str(data), set="learning_rat=1")
     assert "resnet5" in fails(capsys, cli.retinanet_train, str(data), split="train", backbone="resnet5", run=str(tmp_path / "run"))
-    assert "--run" in fails(capsys, cli.retinanet_train, str(data), resume=True)
+    assert "fine-tune" in fails(capsys, cli.retinanet_train, str(data), split="train", preset="fine-tune")
+    table = tmp_path / "table.csv"
+    with table.open("w", newline="") as f: csv.writer(f).writerow([sorted((data / "JPEGImages").iterdir())[0], 1, 1, 20, 20, "ball"])
+    assert "no file val" in fails(capsys, cli.retinanet_train, str(table), val_split="val")  # never the training pictures instead
+    assert "folder of the run" in fails(capsys, cli.retinanet_train, str(data), resume=True)
     assert "config.json" in fails(capsys, cli.retinanet_train, str(data), resume=True, run=str(tmp_path))
     assert not list(tmp_path.glob("run/*"))
 

@@ -465,6 +465,14 @@ def test_figures_of_a_report():
     assert sorted(t.get_text() for t in axes.texts) == sorted(str(n) for n in matrix[matrix > 0])
 
 
+def test_a_hit_beside_a_missed_object_is_no_reason():
+    "Two cells that overlap, one found: the other was not seen. A horse found, the rider on it not: nobody took the rider for a horse."
+    for labels in ([0, 0], [0, 1]):
+        truths = [truth([[0, 0, 20, 20], [4, 0, 24, 20]], labels)]
+        (mistake,) = find_mistakes(evaluate_detections([found([[0, 0, 20, 20]], [0.9])], truths, ("horse", "rider"), coco=False), truths)
+        assert (mistake.kind, mistake.reason, mistake.label) == ("missed", "unseen", labels[1])
+
+
 def test_mistakes_are_the_outcomes_one_by_one():
     "On random detections: as many as `outcomes` counts, false alarms by falling score, misses by falling size, and reasons that the overlaps bear out."
     detected, truths = random_data(13, pictures=60)
@@ -482,9 +490,12 @@ def test_mistakes_are_the_outcomes_one_by_one():
         assert m.reason == ("double" if own >= 0.5 else "confused" if foreign >= 0.5 else "loose" if own >= 0.1 else "background")
         assert m.score >= 0.5 and (m.reason != "confused" or m.other in classes)
     for m in missed:
-        d = detected[m.index]
+        d, outcome = detected[m.index], results[m.index]
+        free = np.isin(np.arange(len(d.scores)), outcome.false_alarms)
         iou, sure, same = iou_matrix(m.box[None], d.boxes)[0], np.asarray(d.scores) >= 0.5, np.asarray(d.labels) == m.label
-        if m.reason == "unseen": assert not (iou[same] >= 0.5).any() and not (iou[same & sure] >= 0.1).any()
+        if m.reason == "unseen": assert not (iou[same & ~sure] >= 0.5).any() and not (iou[same & free] >= 0.1).any() and not (iou[free] >= 0.5).any()
+        if m.reason == "confused": assert (iou[free & ~same] >= 0.5).any() and m.other != m.label
+        if m.reason == "loose": assert (iou[free & same] >= 0.1).any()
         if m.reason == "unsure": assert m.score == pytest.approx(np.asarray(d.scores)[same & (iou >= 0.5)].max()) and m.score < 0.5
     text = mistakes_overview(mistakes, "abc")
     assert f"false alarms: {len(alarms)} (" in text and f"missed objects: {len(missed)} (" in text

@@ -114,6 +114,21 @@ def test_interrupted_and_resumed_equals_the_whole_run(run, data, tmp_path, capsy
     for a, b in zip(whole.weights, cut.weights): np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-7, err_msg=a.path)
 
 
+def test_other_pictures_are_another_run(run, data):
+    fewer = VOCDataset(data, "train")[:8]
+    with pytest.raises(ValueError, match="began with 12 pictures.* now 8"): train(fewer, FAST, VOCDataset(data, "val"), run=run.folder, resume=True)
+    others = VOCDataset(data, "train+val")[4:]
+    with pytest.raises(ValueError, match="of other names"): train(others, FAST, VOCDataset(data, "val"), run=run.folder, resume=True)
+
+
+def test_what_is_said_on_resuming_is_remembered(data, tmp_path):
+    h = FAST.replace(epochs=1)
+    train(VOCDataset(data, "train"), h, run=tmp_path / "run", progress=False, about={"data": {"path": "old"}})
+    train(VOCDataset(data, "train"), h, run=tmp_path / "run", progress=False, resume=True, about={"data": {"path": "new"}})
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["data"] == {"path": "new"} and config["pictures"] == 12
+
+
 def test_resuming_nothing_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match="no run to resume"): train(VOCDataset(data, "train"), FAST, run=tmp_path / "none", resume=True)
 
@@ -240,8 +255,9 @@ def test_ctrl_c_while_the_books_are_kept_waits_for_their_end(data, tmp_path, cap
 def test_half_files_of_a_killed_process_are_swept_away(data, tmp_path):
     first = train(VOCDataset(data, "train"), FAST.replace(epochs=1), run=tmp_path / "run", progress=False)
     (first.folder / ".12345-best.keras").write_bytes(b"half")
+    (first.folder / ".2024-notes").mkdir()  # somebody's own
     train(VOCDataset(data, "train"), FAST.replace(epochs=1), run=first.folder, progress=False, resume=True)
-    assert not list(first.folder.glob(".*"))
+    assert [p.name for p in first.folder.glob(".*")] == [".2024-notes"]
 
 
 class Scores:
