@@ -312,6 +312,7 @@ def result(name, run, report, machine, minutes, *commands, root=ROOT):
     "Keep of a run's folder and of a report.json what the chapter of results shows: no paths, no pictures, a few kilobytes. `minutes` of processor time."
     run = Path(run)
     config, history, report = (json.loads(Path(p).read_text(encoding="utf-8")) for p in (run / "config.json", run / "history.json", report))
+    if config["hyperparameters"]["weights"]: config["hyperparameters"]["weights"] = Path(config["hyperparameters"]["weights"]).name
     short = lambda v: None if v is None else float(f"{v:.6g}")
     kept = {
         "commands": list(commands), "machine": machine, "processor_minutes": float(minutes), "engine": f"{config['engine']}, Keras {config['keras']}",

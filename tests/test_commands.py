@@ -49,7 +49,8 @@ def test_ctrl_c_then_resume_by_the_folder_alone(data, tmp_path):
     "The run remembers its data, its splits and its numbers."
     run = tmp_path / "run"
     line = [BIN / "retinanet_train", data.name, "--split", "train", "--val_split", "val", "--preset", "tiny", "--epochs", "15", "--image_size", "96x96", "--set", "feature_size=16,subnet_depth=1", "--run", run]
-    process = subprocess.Popen(list(map(str, line)), cwd=data.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(list(map(str, line)), cwd=data.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # ignored where the tests themselves run in the background
     deadline = time.monotonic() + 400
     while process.poll() is None and not (run / "history.json").exists() and time.monotonic() < deadline: time.sleep(0.02)
     process.send_signal(signal.SIGINT)

@@ -245,10 +245,13 @@ def test_ctrl_c_while_the_books_are_kept_waits_for_their_end(data, tmp_path, cap
                 whole(path)
             self.model.model.save = save
         def on_epoch_end(self, epoch, logs=None): pass
-    cut = train(VOCDataset(data, "train"), FAST, run=tmp_path / "run", progress=False, callbacks=[DuringSaving()])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
+    try:
+        cut = train(VOCDataset(data, "train"), FAST, run=tmp_path / "run", progress=False, callbacks=[DuringSaving()])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # the usual behaviour is given back
+    finally: signal.signal(signal.SIGINT, before)
     assert cut.interrupted and [e["epoch"] for e in cut.history] == [1]
     assert Checkpoint(tmp_path / "run").newest().name == "epoch-0001" and (tmp_path / "run" / "last.keras").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # the usual behaviour is given back
     assert not train(VOCDataset(data, "train"), FAST, run=tmp_path / "run", progress=False, resume=True).interrupted
 
 
