@@ -144,8 +144,8 @@ def retinanet_train(
                          weights=weights, precision=precision, patience=patience, seed=seed)
     # What is said now counts more than what was said when the run began.
     place = lambda path: path and str(Path(path).resolve())
-    if weights and Path(weights).is_file(): weights = place(weights)  # a resumed run may be called from elsewhere
-    if preset == "fine-tune" and resume is None and weights is None: raise ValueError("the preset fine-tune starts from a trained detector: give its file with --weights")
+    if resume is None and h.weights and Path(h.weights).is_file(): h = h.replace(weights=place(h.weights))  # a resumed run may be called from elsewhere
+    if preset == "fine-tune" and resume is None and h.weights is None: raise ValueError("the preset fine-tune starts from a trained detector: give its file with --weights")
     said = dict(path=place(data), split=split, val_split=place(val_split) if val_split and Path(val_split).is_file() else val_split, images=place(images),
                 strict=strict or None, zero_based=zero_based or None, validate_every=validate_every, tensorboard=tensorboard or None)
     about = {**dict(split="trainval", strict=False, zero_based=False, validate_every=1, tensorboard=False), **about, **{k: v for k, v in said.items() if v is not None}}
@@ -209,7 +209,7 @@ def retinanet_selfcheck(
     strict: store_true = False,     # refuse irregular annotations
     zero_based: store_true = False, # VOC files whose corners count from 0 instead of 1
 ):
-    "Learn eight pictures of DATA by heart; if that fails, say which stage it is: data, anchors, targets, filtering or losses."
+    "Learn eight pictures of DATA by heart; if that fails, say which stage it is: data, anchors, targets, filtering, losses or learning."
     from retinanet_nb.hyperparameters import preset as find_preset
     h = _hyperparameters(find_preset(preset), image_size, anchor_sizes, anchor_ratios, set, backbone=backbone, weights=weights, precision=precision)
     dataset = open_dataset(data, split, _words(classes), images, strict, not zero_based)

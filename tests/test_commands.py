@@ -45,6 +45,19 @@ def test_train_then_resume(trained, data):
     assert len(json.loads((trained / "history.json").read_text())) == 1  # it was complete: nothing more to do
 
 
+def test_a_run_remembers_absolute_places(trained, data, tmp_path, monkeypatch):
+    "Data and weights given relative to one folder are found again from another."
+    from retinanet_nb import training
+    asked = {}
+    def stop(dataset, hyperparameters, *args, about, **kwargs):
+        asked.update(weights=hyperparameters.weights, **about["data"])
+        raise ValueError("enough")
+    monkeypatch.setattr(training, "train", stop)
+    monkeypatch.chdir(trained.parent)
+    with pytest.raises(SystemExit): cli.retinanet_train(str(data), split="train", preset="tiny", weights=f"{trained.name}/last.keras")
+    assert asked["weights"] == str((trained / "last.keras").resolve()) and asked["path"] == str(data.resolve()) and asked["split"] == "train"
+
+
 def test_ctrl_c_then_resume_by_the_folder_alone(data, tmp_path):
     "The run remembers its data, its splits and its numbers."
     run = tmp_path / "run"
