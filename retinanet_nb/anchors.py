@@ -6,6 +6,8 @@
 __all__ = ['generate_anchors', 'shift', 'anchors_for_shape', 'Anchors']
 
 # %% ../nbs/04a_anchors.ipynb #c56f180d
+#| code-fold: true
+#| code-summary: "Imports"
 import dataclasses
 
 import keras
@@ -17,65 +19,120 @@ from .resnet50 import ceil_div
 
 # %% ../nbs/04a_anchors.ipynb #d9ad6ce8
 def generate_anchors(
-    size: float,     # side of the square anchor of scale 1, in pixels
-    ratios,          # height / width
-    scales,          # factors of the size
+    size: float,  # side of the square anchor of scale 1, in pixels
+    ratios,  # height / width
+    scales,  # factors of the size
 ) -> np.ndarray:
-    """One cell's anchors, (len(ratios)·len(scales), 4) float32, around (0, 0) in pixels; scales run fastest.
+    """One cell's anchors, (len(ratios)·len(scales), 4) float32, around (0, 0) in
+    pixels; scales run fastest.
 
-    Every ratio keeps the area `(size · scale)²`. Source: RetinaNet (Lin et al. 2017), section 4, "Anchors".
+    Every ratio keeps the area `(size · scale)²`. Source: RetinaNet (Lin et al.
+    2017), section 4, "Anchors".
     """
-    ratios, scales = np.repeat(np.asarray(ratios, float), len(scales)), np.tile(np.asarray(scales, float), len(ratios))
-    half_w, half_h = size * scales / np.sqrt(ratios) / 2, size * scales * np.sqrt(ratios) / 2
+    ratios, scales = (
+        np.repeat(np.asarray(ratios, float), len(scales)),
+        np.tile(np.asarray(scales, float), len(ratios)),
+    )
+    half_w, half_h = (
+        size * scales / np.sqrt(ratios) / 2,
+        size * scales * np.sqrt(ratios) / 2,
+    )
     return np.stack([-half_w, -half_h, half_w, half_h], axis=1).astype("float32")
 
 # %% ../nbs/04a_anchors.ipynb #9b4bd853
 def shift(
-    shape,    # (h, w) of the level's map, in cells
-    stride,   # distance of neighbouring cells, in pixels
+    shape,  # (h, w) of the level's map, in cells
+    stride,  # distance of neighbouring cells, in pixels
     anchors,  # (A, 4), one cell's anchors around (0, 0), in pixels
 ):
-    "The anchors of a whole level, (h·w·A, 4) float32 in pixels: row by row, around the cells' centres (column + ½, row + ½)·stride."
+    """The anchors of a whole level, (h·w·A, 4) float32 in pixels: row by row,
+    around the cells' centres (column + ½, row + ½)·stride.
+    """
     x = (ops.arange(shape[1], dtype="float32") + 0.5) * stride
     y = (ops.arange(shape[0], dtype="float32") + 0.5) * stride
     x, y = ops.meshgrid(x, y)
     centres = ops.reshape(ops.stack([x, y, x, y], axis=-1), (-1, 1, 4))
-    return ops.reshape(centres + ops.convert_to_tensor(anchors, "float32"), (-1, 4))
+    return ops.reshape(
+        centres + ops.convert_to_tensor(anchors, "float32"), (-1, 4)
+    )
 
 # %% ../nbs/04a_anchors.ipynb #00ea7c1a
 def anchors_for_shape(
-    shape,                                            # (H, W) of the picture, in pixels
-    anchors: AnchorParameters = AnchorParameters(),   # sizes, strides, ratios and scales
+    # (H, W) of the picture, in pixels
+    shape,
+    # sizes, strides, ratios and scales
+    anchors: AnchorParameters = AnchorParameters(),
 ):
-    """Every anchor of a picture, (N, 4) float32 `(x1, y1, x2, y2)` in pixels, as `retinanet_model` orders its outputs.
+    """Every anchor of a picture, (N, 4) float32 `(x1, y1, x2, y2)` in pixels, as
+    `retinanet_model` orders its outputs.
 
-    Level by level from P3 to P7, each of ⌈H / stride⌉ × ⌈W / stride⌉ cells, row by row. Anchors may reach beyond the picture.
-    Source: RetinaNet (Lin et al. 2017), section 4, "Anchors".
+    Level by level from P3 to P7, each of ⌈H / stride⌉ × ⌈W / stride⌉ cells, row
+    by row. Anchors may reach beyond the picture. Source: RetinaNet (Lin et al.
+    2017), section 4, "Anchors".
     """
-    return ops.concatenate([
-        shift([ceil_div(n, stride) for n in shape], stride, generate_anchors(size, anchors.ratios, anchors.scales))
-        for size, stride in zip(anchors.sizes, anchors.strides)], axis=0)
+    return ops.concatenate(
+        [
+            shift(
+                [ceil_div(n, stride) for n in shape],
+                stride,
+                generate_anchors(size, anchors.ratios, anchors.scales),
+            )
+            for size, stride in zip(anchors.sizes, anchors.strides)
+        ],
+        axis=0,
+    )
 
 # %% ../nbs/04a_anchors.ipynb #6f611bea
 @keras.saving.register_keras_serializable("retinanet_nb")
 class Anchors(keras.layers.Layer):
-    """Pictures (B, H, W, C) → their anchors, (1, N, 4) float32 in pixels, by `anchors_for_shape`: the same for every picture of a batch.
+    """Pictures (B, H, W, C) → their anchors, (1, N, 4) float32 in pixels, by
+    `anchors_for_shape`: the same for every picture of a batch.
 
-    The sizes may be known only when the layer runs. Always float32, whatever the policy. Raises `ValueError` where the input isn't a batch of pictures.
+    The sizes may be known only when the layer runs. Always float32, whatever the
+    policy. Raises `ValueError` where the input isn't a batch of pictures.
     """
-    def __init__(self,
-                 parameters=AnchorParameters(),  # `AnchorParameters`, or its fields as a dictionary
-                 **kwargs,                       # `name` and the like; `dtype` has no effect
-                 ):
-        super().__init__(autocast=False, **{**kwargs, "dtype": "float32"})
-        self.parameters = AnchorParameters(**parameters) if isinstance(parameters, dict) else parameters
 
-    def call(self, images): return ops.expand_dims(anchors_for_shape(ops.shape(images)[1:3], self.parameters), 0)
+    def __init__(
+        self,
+        # AnchorParameters, or its fields as a dictionary
+        parameters=AnchorParameters(),
+        **kwargs,  # name and the like; dtype has no effect
+    ):
+        super().__init__(autocast=False, **{**kwargs, "dtype": "float32"})
+        self.parameters = (
+            AnchorParameters(**parameters)
+            if isinstance(parameters, dict)
+            else parameters
+        )
+
+    def call(self, images):
+        return ops.expand_dims(
+            anchors_for_shape(ops.shape(images)[1:3], self.parameters), 0
+        )
 
     def compute_output_shape(self, shape):
-        if len(shape) != 4: raise ValueError(f"Anchors needs a batch of pictures (B, H, W, C), not an array of shape {tuple(shape)}")
-        cells = [(ceil_div(shape[1], s), ceil_div(shape[2], s)) for s in self.parameters.strides]
+        if len(shape) != 4:
+            raise ValueError(
+                "Anchors needs a batch of pictures (B, H, W, C), not an array of"
+                f" shape {tuple(shape)}"
+            )
+        cells = [
+            (ceil_div(shape[1], s), ceil_div(shape[2], s))
+            for s in self.parameters.strides
+        ]
         known = shape[1] is not None and shape[2] is not None
-        return (1, sum(h * w for h, w in cells) * self.parameters.num_anchors if known else None, 4)
+        return (
+            1,
+            (
+                sum(h * w for h, w in cells) * self.parameters.num_anchors
+                if known
+                else None
+            ),
+            4,
+        )
 
-    def get_config(self): return {**super().get_config(), "parameters": dataclasses.asdict(self.parameters)}
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "parameters": dataclasses.asdict(self.parameters),
+        }

@@ -6,6 +6,8 @@
 __all__ = ['SCALE_CLAMP', 'overlaps', 'encode_boxes', 'decode_boxes', 'RegressBoxes', 'ClipBoxes']
 
 # %% ../nbs/04b_boxes.ipynb #9a61bfd3
+#| code-fold: true
+#| code-summary: "Imports"
 import math
 
 import keras
@@ -13,16 +15,29 @@ from keras import ops
 
 # %% ../nbs/04b_boxes.ipynb #2248d2ff
 def overlaps(
-    boxes,   # (..., N, 4) pixels
+    boxes,  # (..., N, 4) pixels
     others,  # (..., M, 4) pixels
 ):
-    "Intersection over union of every box with every other, (..., N, M) float32 in 0…1; boxes without area overlap nothing."
-    # One coordinate at a time: an array of pairs is large, and (..., N, M, 4) would be four of them.
-    ax1, ay1, ax2, ay2 = (ops.expand_dims(ops.cast(boxes, "float32")[..., i], -1) for i in range(4))
-    bx1, by1, bx2, by2 = (ops.expand_dims(ops.cast(others, "float32")[..., i], -2) for i in range(4))
+    """Intersection over union of every box with every other, (..., N, M) float32
+    in 0…1; boxes without area overlap nothing.
+    """
+    # One coordinate at a time: an array of pairs is large, and (..., N, M, 4)
+    # would be four of them.
+    ax1, ay1, ax2, ay2 = (
+        ops.expand_dims(ops.cast(boxes, "float32")[..., i], -1) for i in range(4)
+    )
+    bx1, by1, bx2, by2 = (
+        ops.expand_dims(ops.cast(others, "float32")[..., i], -2) for i in range(4)
+    )
     length = lambda start, end: ops.maximum(end - start, 0.0)
-    intersection = length(ops.maximum(ax1, bx1), ops.minimum(ax2, bx2)) * length(ops.maximum(ay1, by1), ops.minimum(ay2, by2))
-    union = length(ax1, ax2) * length(ay1, ay2) + length(bx1, bx2) * length(by1, by2) - intersection
+    intersection = length(ops.maximum(ax1, bx1), ops.minimum(ax2, bx2)) * length(
+        ops.maximum(ay1, by1), ops.minimum(ay2, by2)
+    )
+    union = (
+        length(ax1, ax2) * length(ay1, ay2)
+        + length(bx1, bx2) * length(by1, by2)
+        - intersection
+    )
     return intersection / ops.maximum(union, 1e-8)
 
 # %% ../nbs/04b_boxes.ipynb #eca53001
@@ -34,31 +49,42 @@ def _centre_form(boxes):
 
 
 def encode_boxes(
-    anchors,                       # (..., 4) pixels, of positive width and height
-    boxes,                         # (..., 4) pixels, of positive width and height
-    std=(0.1, 0.1, 0.2, 0.2),      # the deltas are divided by these
+    anchors,  # (..., 4) pixels, of positive width and height
+    boxes,  # (..., 4) pixels, of positive width and height
+    std=(0.1, 0.1, 0.2, 0.2),  # the deltas are divided by these
 ):
-    """The deltas (tx, ty, tw, th) that lead from the anchors to the boxes, (..., 4) float32, without unit.
+    """The deltas (tx, ty, tw, th) that lead from the anchors to the boxes, (...,
+    4) float32, without unit.
 
-    Any leading dimensions that broadcast. A size under a thousandth of a pixel counts as that much.
-    Source: Faster R-CNN (Ren et al. 2015), equation 2.
+    Any leading dimensions that broadcast. A size under a thousandth of a pixel
+    counts as that much. Source: Faster R-CNN (Ren et al. 2015), equation 2.
     """
-    (a_centre, a_size), (centre, size) = _centre_form(anchors), _centre_form(boxes)
-    deltas = ops.concatenate([(centre - a_centre) / a_size, ops.log(ops.maximum(size, 1e-3) / a_size)], axis=-1)
+    (a_centre, a_size), (centre, size) = (
+        _centre_form(anchors),
+        _centre_form(boxes),
+    )
+    deltas = ops.concatenate(
+        [(centre - a_centre) / a_size, ops.log(ops.maximum(size, 1e-3) / a_size)],
+        axis=-1,
+    )
     return deltas / ops.convert_to_tensor(std, "float32")
 
 # %% ../nbs/04b_boxes.ipynb #dd257285
-SCALE_CLAMP = math.log(1000 / 16)  # of tw and th: a size may grow by this factor at most, since exp must not overflow
+# of tw and th: a size may grow by this factor at most, since exp must not
+# overflow
+SCALE_CLAMP = math.log(1000 / 16)
 
 
 def decode_boxes(
-    anchors,                       # (..., 4) pixels
-    deltas,                        # (..., 4) without unit
-    std=(0.1, 0.1, 0.2, 0.2),      # as they were encoded
+    anchors,  # (..., 4) pixels
+    deltas,  # (..., 4) without unit
+    std=(0.1, 0.1, 0.2, 0.2),  # as they were encoded
 ):
-    """The boxes that the deltas lead to, (..., 4) float32 in pixels: the inverse of `encode_boxes`.
+    """The boxes that the deltas lead to, (..., 4) float32 in pixels: the inverse
+    of `encode_boxes`.
 
-    tw and th are cut at log(1000/16), so that no finite delta gives an infinite size. Source: Faster R-CNN (Ren et al. 2015), equation 2.
+    tw and th are cut at log(1000/16), so that no finite delta gives an infinite
+    size. Source: Faster R-CNN (Ren et al. 2015), equation 2.
     """
     centre, size = _centre_form(anchors)
     deltas = ops.cast(deltas, "float32") * ops.convert_to_tensor(std, "float32")
@@ -69,30 +95,48 @@ def decode_boxes(
 # %% ../nbs/04b_boxes.ipynb #d1e1df14
 @keras.saving.register_keras_serializable("retinanet_nb")
 class RegressBoxes(keras.layers.Layer):
-    "`[anchors (1 or B, N, 4) pixels, deltas (B, N, 4)]` → boxes (B, N, 4) float32 in pixels, by `decode_boxes`, whatever the policy."
-    def __init__(self,
-                 std=(0.1, 0.1, 0.2, 0.2),  # as the deltas were encoded
-                 **kwargs,                  # `name` and the like; `dtype` has no effect
-                 ):
+    """`[anchors (1 or B, N, 4) pixels, deltas (B, N, 4)]` → boxes (B, N, 4)
+    float32 in pixels, by `decode_boxes`, whatever the policy.
+    """
+
+    def __init__(
+        self,
+        std=(0.1, 0.1, 0.2, 0.2),  # as the deltas were encoded
+        **kwargs,  # name and the like; dtype has no effect
+    ):
         super().__init__(autocast=False, **{**kwargs, "dtype": "float32"})
         self.std = tuple(std)
 
-    def call(self, inputs): return decode_boxes(*inputs, self.std)
-    def compute_output_shape(self, shapes): return shapes[1]
-    def get_config(self): return {**super().get_config(), "std": self.std}
+    def call(self, inputs):
+        return decode_boxes(*inputs, self.std)
+
+    def compute_output_shape(self, shapes):
+        return shapes[1]
+
+    def get_config(self):
+        return {**super().get_config(), "std": self.std}
 
 # %% ../nbs/04b_boxes.ipynb #da9f5790
 @keras.saving.register_keras_serializable("retinanet_nb")
 class ClipBoxes(keras.layers.Layer):
-    "`[images (B, H, W, C), boxes (B, N, 4)]` → the boxes cut to x in 0…W and y in 0…H, (B, N, 4) float32 in pixels, whatever the policy."
-    def __init__(self,
-                 **kwargs,  # `name` and the like; `dtype` has no effect
-                 ):
+    """`[images (B, H, W, C), boxes (B, N, 4)]` → the boxes cut to x in 0…W and y
+    in 0…H, (B, N, 4) float32 in pixels, whatever the policy.
+    """
+
+    def __init__(
+        self,
+        **kwargs,  # name and the like; dtype has no effect
+    ):
         super().__init__(autocast=False, **{**kwargs, "dtype": "float32"})
 
     def call(self, inputs):
         images, boxes = inputs
         h, w = ops.shape(images)[1:3]
-        return ops.clip(ops.cast(boxes, "float32"), 0.0, ops.cast(ops.stack([w, h, w, h]), "float32"))
+        return ops.clip(
+            ops.cast(boxes, "float32"),
+            0.0,
+            ops.cast(ops.stack([w, h, w, h]), "float32"),
+        )
 
-    def compute_output_shape(self, shapes): return shapes[1]
+    def compute_output_shape(self, shapes):
+        return shapes[1]

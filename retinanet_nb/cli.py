@@ -7,6 +7,8 @@ __all__ = ['PICTURE_SUFFIXES', 'open_dataset', 'retinanet_train', 'retinanet_ins
            'retinanet_evaluate', 'find_pictures', 'retinanet_detect', 'retinanet_demo']
 
 # %% ../nbs/10_cli.ipynb #bfbe1d79
+#| code-fold: true
+#| code-summary: "Imports"
 import json
 import os
 import re
@@ -21,11 +23,15 @@ from fastcore.script import Param, call_parse, store_true
 # %% ../nbs/10_cli.ipynb #ba0f59ef
 @contextmanager
 def _hushed():
-    "Standard error is off while the engine is imported: TensorFlow greets there before any setting of it counts."
+    """Standard error is off while the engine is imported:
+
+    TensorFlow greets there before any setting of it counts.
+    """
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
-    try: yield
+    try:
+        yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
@@ -33,221 +39,487 @@ def _hushed():
 
 
 def _command(f):
-    "A console command whose bad input ends in one sentence on standard error and exit status 1, never in a traceback."
+    """A console command whose bad input ends in one sentence on standard error
+    and exit status 1, never in a traceback.
+    """
+
     @wraps(f)
     def run(*args, **kwargs):
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the engine's own chatter hides what the command says
-        try: return f(*args, **kwargs)
+        # the engine's own chatter hides what the command says
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        try:
+            return f(*args, **kwargs)
         except (ValueError, OSError, FloatingPointError, ImportError) as e:
             print(f"{f.__name__}: {e}", file=sys.stderr)
             sys.exit(1)
-        except KeyboardInterrupt: sys.exit(130)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
     return call_parse(run)
 
 # %% ../nbs/10_cli.ipynb #4bc98766
-def _words(text): return None if not text else [w.strip() for w in text.split(",") if w.strip()]
+def _words(text):
+    return None if not text else [w.strip() for w in text.split(",") if w.strip()]
 
 
 def _numbers(text, what, separator=","):
-    "Whole or broken numbers of a text like `240x320` or `16,32,64`, or a `ValueError` that shows how to write them."
-    try: return tuple(int(float(w)) if float(w) == int(float(w)) else float(w) for w in text.lower().split(separator))
-    except (ValueError, OverflowError): raise ValueError(f"{what} must be numbers separated by {separator!r}, not {text!r}") from None
+    """Whole or broken numbers of a text like `240x320` or `16,32,64`, or a
+    `ValueError` that shows how to write them.
+    """
+    try:
+        return tuple(
+            int(float(w)) if float(w) == int(float(w)) else float(w)
+            for w in text.lower().split(separator)
+        )
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{what} must be numbers separated by {separator!r}, not {text!r}"
+        ) from None
 
 # %% ../nbs/10_cli.ipynb #52f52613
 def _assignments(text):
-    "`name=value,name=value` as a dictionary; values are JSON, words stand for themselves."
+    """`name=value,name=value` as a dictionary; values are JSON, words stand for
+    themselves.
+    """
     result = {}
     for part in re.split(r",(?=\s*\w+=)", text or ""):
-        if not part.strip(): continue
+        if not part.strip():
+            continue
         name, separator, value = part.partition("=")
-        if not separator: raise ValueError(f"--set takes name=value pairs separated by commas, not {part.strip()!r}")
-        try: result[name.strip()] = json.loads(value)
-        except json.JSONDecodeError: result[name.strip()] = value.strip()
+        if not separator:
+            raise ValueError(
+                "--set takes name=value pairs separated by commas, not"
+                f" {part.strip()!r}"
+            )
+        try:
+            result[name.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            result[name.strip()] = value.strip()
     return result
 
 # %% ../nbs/10_cli.ipynb #ddce33c1
 def open_dataset(
-    data,               # a VOC folder, a COCO .json or a .csv file
-    split="trainval",   # of a VOC folder
-    class_names=None,   # `None`: those that are found
-    images=None,        # the pictures' folder, for COCO
-    strict=False,       # refuse instead of dropping and reporting
-    one_based=True,     # VOC: corners count from 1
+    data,  # a VOC folder, a COCO .json or a .csv file
+    split="trainval",  # of a VOC folder
+    class_names=None,  # None: those that are found
+    images=None,  # the pictures' folder, for COCO
+    strict=False,  # refuse instead of dropping and reporting
+    one_based=True,  # VOC: corners count from 1
 ):
-    "The data set behind a path, by what it is: a VOC directory, a COCO JSON file or a CSV table. Raises `FileNotFoundError` where there is nothing."
+    """The data set behind a path, by what it is: a VOC directory, a COCO JSON
+    file or a CSV table.
+
+    Raises `FileNotFoundError` where there is nothing.
+    """
     from retinanet_nb.voc import COCODataset, CSVDataset, VOCDataset
+
     data = Path(data)
-    if not data.exists(): raise FileNotFoundError(f"there is no data set {data}: give a VOC folder, a COCO .json or a .csv file")
-    if data.is_dir(): return VOCDataset(data, split, class_names, strict=strict, one_based=one_based)
-    if data.suffix.lower() == ".json": return COCODataset(data, images or data.parent, class_names, strict=strict)
-    if data.suffix.lower() == ".csv": return CSVDataset(data, class_names, strict=strict)
-    raise ValueError(f"{data} is neither a folder in VOC layout nor a .json (COCO) or .csv file")
+    if not data.exists():
+        raise FileNotFoundError(
+            f"there is no data set {data}: give a VOC folder, a COCO .json or a"
+            " .csv file"
+        )
+    if data.is_dir():
+        return VOCDataset(
+            data, split, class_names, strict=strict, one_based=one_based
+        )
+    if data.suffix.lower() == ".json":
+        return COCODataset(
+            data, images or data.parent, class_names, strict=strict
+        )
+    if data.suffix.lower() == ".csv":
+        return CSVDataset(data, class_names, strict=strict)
+    raise ValueError(
+        f"{data} is neither a folder in VOC layout nor a .json (COCO) or .csv"
+        " file"
+    )
 
 # %% ../nbs/10_cli.ipynb #72dd27e7
-def _hyperparameters(base, image_size=None, anchor_sizes=None, anchor_ratios=None, set=None, **options):
-    "`base` with the options of a command line over it; those that are `None` leave it as it is."
+def _hyperparameters(
+    base,
+    image_size=None,
+    anchor_sizes=None,
+    anchor_ratios=None,
+    set=None,
+    **options,
+):
+    """`base` with the options of a command line over it; those that are `None`
+    leave it as it is.
+    """
     import dataclasses
+
     changes = {k: v for k, v in options.items() if v is not None}
-    if image_size: changes["image_size"] = _numbers(image_size, "--image_size", "x")
-    anchors = {name: _numbers(text, f"--anchor_{name}") for name, text in (("sizes", anchor_sizes), ("ratios", anchor_ratios)) if text}
-    if anchors: changes["anchors"] = dataclasses.replace(base.anchors, **anchors)
+    if image_size:
+        changes["image_size"] = _numbers(image_size, "--image_size", "x")
+    anchors = {
+        name: _numbers(text, f"--anchor_{name}")
+        for name, text in (("sizes", anchor_sizes), ("ratios", anchor_ratios))
+        if text
+    }
+    if anchors:
+        changes["anchors"] = dataclasses.replace(base.anchors, **anchors)
     return base.replace(**{**changes, **_assignments(set)})
 
 # %% ../nbs/10_cli.ipynb #950f4f9c
 def _remembered(run):
-    "What the config.json of a run says. Raises `FileNotFoundError` or `ValueError` where there is no run."
+    """What the config.json of a run says.
+
+    Raises `FileNotFoundError` or `ValueError` where there is no run.
+    """
     path = Path(run) / "config.json"
-    if not path.is_file(): raise FileNotFoundError(f"there is no run to resume in {run}: it holds no config.json")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no run to resume in {run}: it holds no config.json"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        dict(config["hyperparameters"]), list(config["class_names"]), dict(config.get("data", {}))
-    except (ValueError, KeyError, TypeError, AttributeError): raise ValueError(f"{path} is not the configuration of a run") from None
+        (
+            dict(config["hyperparameters"]),
+            list(config["class_names"]),
+            dict(config.get("data", {})),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is not the configuration of a run") from None
     return config
 
 
 @_command
 def retinanet_train(
-    data: Param("VOC folder, COCO .json or .csv file; not needed with --resume", str, opt=False, nargs="?") = None,
-    split: str = None,                # split to train on (VOC), several joined by +; default: trainval
-    val_split: str = None,            # split (or file) to measure the mAP on after every epoch
-    preset: str = "from-scratch",     # documented, paper, from-scratch, fine-tune or tiny
-    run: str = None,                  # folder of the run; default: runs/DATE-TIME
-    resume: Param("go on with the run in this folder; alone: with that in --run", str, nargs="?", const="") = None,
-    epochs: int = None,               # passes over the pictures
-    batch_size: int = None,           # pictures a step
-    learning_rate: float = None,      # the highest of the schedule
-    image_size: str = None,           # canvas as HEIGHTxWIDTH, e.g. 240x320
-    backbone: str = None,             # resnet50, resnet101, mobilenetv2, …, tiny
-    weights: str = None,              # imagenet, or a .keras or .weights.h5 file to start from
-    anchor_sizes: str = None,         # five sizes in pixels, e.g. 16,32,64,128,256
-    anchor_ratios: str = None,        # height / width, e.g. 0.33,1,3
-    precision: str = None,            # float32 or mixed_bfloat16
-    patience: int = None,             # stop after so many measurements without a better mAP
-    classes: str = None,              # class names in the order of their labels, separated by commas; default: as found
-    set: str = None,                  # any other hyperparameters, e.g. "clip_norm=1,scale_jitter=[0.8,1.2]"
-    seed: int = None,                 # of weights, order and augmentation
-    validate_every: int = None,       # epochs between two measurements; default: 1
-    images: str = None,               # folder of the pictures (COCO)
-    strict: store_true = False,       # refuse irregular annotations instead of dropping and reporting them
-    zero_based: store_true = False,   # VOC files whose corners count from 0 instead of 1
-    tensorboard: store_true = False,  # also write what TensorBoard shows, into the run's folder
+    data: Param(
+        "VOC folder, COCO .json or .csv file; not needed with --resume",
+        str,
+        opt=False,
+        nargs="?",
+    ) = None,
+    # split to train on (VOC), several joined by +; default: trainval
+    split: str = None,
+    # split (or file) to measure the mAP on after every epoch
+    val_split: str = None,
+    # documented, paper, from-scratch, fine-tune or tiny
+    preset: str = "from-scratch",
+    run: str = None,  # folder of the run; default: runs/DATE-TIME
+    resume: Param(
+        "go on with the run in this folder; alone: with that in --run",
+        str,
+        nargs="?",
+        const="",
+    ) = None,
+    epochs: int = None,  # passes over the pictures
+    batch_size: int = None,  # pictures a step
+    learning_rate: float = None,  # the highest of the schedule
+    image_size: str = None,  # canvas as HEIGHTxWIDTH, e.g. 240x320
+    backbone: str = None,  # resnet50, resnet101, mobilenetv2, …, tiny
+    # imagenet, or a .keras or .weights.h5 file to start from
+    weights: str = None,
+    # five sizes in pixels, e.g. 16,32,64,128,256
+    anchor_sizes: str = None,
+    anchor_ratios: str = None,  # height / width, e.g. 0.33,1,3
+    precision: str = None,  # float32 or mixed_bfloat16
+    # stop after so many measurements without a better mAP
+    patience: int = None,
+    # class names in the order of their labels, separated by commas; default: as
+    # found
+    classes: str = None,
+    # any other hyperparameters, e.g. "clip_norm=1,scale_jitter=[0.8,1.2]"
+    set: str = None,
+    seed: int = None,  # of weights, order and augmentation
+    # epochs between two measurements; default: 1
+    validate_every: int = None,
+    images: str = None,  # folder of the pictures (COCO)
+    # refuse irregular annotations instead of dropping and reporting them
+    strict: store_true = False,
+    # VOC files whose corners count from 0 instead of 1
+    zero_based: store_true = False,
+    # also write what TensorBoard shows, into the run's folder
+    tensorboard: store_true = False,
 ):
     "Train a RetinaNet on DATA; everything about the run is kept in one folder."
-    from retinanet_nb.hyperparameters import HyperParameters, preset as find_preset
+    from retinanet_nb.hyperparameters import (
+        HyperParameters,
+        preset as find_preset,
+    )
+
     if resume is not None:
         run = run if resume in ("", True) else resume
-        if run is None: raise ValueError("--resume needs the folder of the run to go on with")
+        if run is None:
+            raise ValueError("--resume needs the folder of the run to go on with")
         config = _remembered(run)
-        base, about, names = HyperParameters.from_json(json.dumps(config["hyperparameters"])), config.get("data", {}), config["class_names"]
-    else: base, about, names = find_preset(preset), {}, _words(classes)
-    h = _hyperparameters(base, image_size, anchor_sizes, anchor_ratios, set, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, backbone=backbone,
-                         weights=weights, precision=precision, patience=patience, seed=seed)
+        base, about, names = (
+            HyperParameters.from_json(json.dumps(config["hyperparameters"])),
+            config.get("data", {}),
+            config["class_names"],
+        )
+    else:
+        base, about, names = find_preset(preset), {}, _words(classes)
+    h = _hyperparameters(
+        base,
+        image_size,
+        anchor_sizes,
+        anchor_ratios,
+        set,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        backbone=backbone,
+        weights=weights,
+        precision=precision,
+        patience=patience,
+        seed=seed,
+    )
     # What is said now counts more than what was said when the run began.
     place = lambda path: path and str(Path(path).resolve())
-    if resume is None and h.weights and Path(h.weights).is_file(): h = h.replace(weights=place(h.weights))  # a resumed run may be called from elsewhere
-    if preset == "fine-tune" and resume is None and h.weights is None: raise ValueError("the preset fine-tune starts from a trained detector: give its file with --weights")
-    said = dict(path=place(data), split=split, val_split=place(val_split) if val_split and Path(val_split).is_file() else val_split, images=place(images),
-                strict=strict or None, zero_based=zero_based or None, validate_every=validate_every, tensorboard=tensorboard or None)
-    about = {**dict(split="trainval", strict=False, zero_based=False, validate_every=1, tensorboard=False), **about, **{k: v for k, v in said.items() if v is not None}}
-    if not about.get("path"): raise ValueError(f"the run in {run} does not say where its data lies: name it before the options" if resume is not None else "which data set? Give a VOC folder, a COCO .json or a .csv file")
-    def opened(path, split, names): return open_dataset(path, split, names, about.get("images"), about["strict"], not about["zero_based"])
-    dataset, validation, val = opened(data or about["path"], about["split"], names), None, about.get("val_split")
+    # a resumed run may be called from elsewhere
+    if resume is None and h.weights and Path(h.weights).is_file():
+        h = h.replace(weights=place(h.weights))
+    if preset == "fine-tune" and resume is None and h.weights is None:
+        raise ValueError(
+            "the preset fine-tune starts from a trained detector: give its file"
+            " with --weights"
+        )
+    said = dict(
+        path=place(data),
+        split=split,
+        val_split=(
+            place(val_split)
+            if val_split and Path(val_split).is_file()
+            else val_split
+        ),
+        images=place(images),
+        strict=strict or None,
+        zero_based=zero_based or None,
+        validate_every=validate_every,
+        tensorboard=tensorboard or None,
+    )
+    about = {
+        **dict(
+            split="trainval",
+            strict=False,
+            zero_based=False,
+            validate_every=1,
+            tensorboard=False,
+        ),
+        **about,
+        **{k: v for k, v in said.items() if v is not None},
+    }
+    if not about.get("path"):
+        raise ValueError(
+            f"the run in {run} does not say where its data lies: name it before"
+            " the options"
+            if resume is not None
+            else "which data set? Give a VOC folder, a COCO .json or a .csv file"
+        )
+
+    def opened(path, split, names):
+        return open_dataset(
+            path,
+            split,
+            names,
+            about.get("images"),
+            about["strict"],
+            not about["zero_based"],
+        )
+
+    dataset, validation, val = (
+        opened(data or about["path"], about["split"], names),
+        None,
+        about.get("val_split"),
+    )
     print(dataset.report)
     if val and not Path(val).is_file() and Path(data or about["path"]).is_file():
-        raise FileNotFoundError(f"there is no file {val} to validate on; only a VOC folder has splits that are called by name")
-    if val: validation = opened(val if Path(val).is_file() else data or about["path"], val, list(dataset.class_names))
-    with _hushed(): from retinanet_nb.training import train
-    result = train(dataset, h, validation, run=run, resume=resume is not None, validate_every=about["validate_every"], tensorboard=about["tensorboard"], about={"data": about})
-    print(f"\n{result}\ndetector:  {result.detector}\nhistory:   {result.folder / 'history.json'}\ncurves:    {result.folder / 'curves.png'}")
-    if result.interrupted: raise KeyboardInterrupt  # so that a script does not go on as if all were done
+        raise FileNotFoundError(
+            f"there is no file {val} to validate on; only a VOC folder has splits"
+            " that are called by name"
+        )
+    if val:
+        validation = opened(
+            val if Path(val).is_file() else data or about["path"],
+            val,
+            list(dataset.class_names),
+        )
+    with _hushed():
+        from retinanet_nb.training import train
+    result = train(
+        dataset,
+        h,
+        validation,
+        run=run,
+        resume=resume is not None,
+        validate_every=about["validate_every"],
+        tensorboard=about["tensorboard"],
+        about={"data": about},
+    )
+    print(
+        f"\n{result}\ndetector:  {result.detector}\nhistory:  "
+        f" {result.folder / 'history.json'}\ncurves:   "
+        f" {result.folder / 'curves.png'}"
+    )
+    # so that a script does not go on as if all were done
+    if result.interrupted:
+        raise KeyboardInterrupt
 
 # %% ../nbs/10_cli.ipynb #b4f4a081
 @_command
 def retinanet_inspect(
-    data: str,                      # VOC folder, COCO .json or .csv file
-    split: str = "trainval",        # split to inspect (VOC), several joined by +
-    preset: str = "from-scratch",   # whose anchors and canvas to judge by
-    image_size: str = None,         # canvas as HEIGHTxWIDTH, e.g. 240x320
-    anchor_sizes: str = None,       # five sizes in pixels, e.g. 16,32,64,128,256
-    anchor_ratios: str = None,      # height / width, e.g. 0.33,1,3
-    set: str = None,                # any other hyperparameters, e.g. "positive_overlap=0.6"
-    out: str = None,                # folder of the page; default: inspection-NAME here
-    pictures: int = 24,             # how many pictures to show
-    classes: str = None,            # class names in the order of their labels; default: as found
-    images: str = None,             # folder of the pictures (COCO)
-    strict: store_true = False,     # refuse irregular annotations
-    zero_based: store_true = False, # VOC files whose corners count from 0 instead of 1
+    data: str,  # VOC folder, COCO .json or .csv file
+    split: str = "trainval",  # split to inspect (VOC), several joined by +
+    preset: str = "from-scratch",  # whose anchors and canvas to judge by
+    image_size: str = None,  # canvas as HEIGHTxWIDTH, e.g. 240x320
+    anchor_sizes: str = None,  # five sizes in pixels, e.g. 16,32,64,128,256
+    anchor_ratios: str = None,  # height / width, e.g. 0.33,1,3
+    # any other hyperparameters, e.g. "positive_overlap=0.6"
+    set: str = None,
+    # folder of the page; default: inspection-NAME here
+    out: str = None,
+    pictures: int = 24,  # how many pictures to show
+    # class names in the order of their labels; default: as found
+    classes: str = None,
+    images: str = None,  # folder of the pictures (COCO)
+    strict: store_true = False,  # refuse irregular annotations
+    # VOC files whose corners count from 0 instead of 1
+    zero_based: store_true = False,
 ):
-    "Say what is in DATA, which files are bad, and which objects no anchor reaches; write a page with pictures."
+    """Say what is in DATA, which files are bad, and which objects no anchor
+    reaches; write a page with pictures.
+    """
     from retinanet_nb.hyperparameters import preset as find_preset
     from retinanet_nb.inspection import inspect_dataset
-    h = _hyperparameters(find_preset(preset), image_size, anchor_sizes, anchor_ratios, set)
-    dataset = open_dataset(data, split, _words(classes), images, strict, not zero_based)
+
+    h = _hyperparameters(
+        find_preset(preset), image_size, anchor_sizes, anchor_ratios, set
+    )
+    dataset = open_dataset(
+        data, split, _words(classes), images, strict, not zero_based
+    )
     folder = Path(out or f"inspection-{Path(data).resolve().stem}")
-    said = dict(split=split if Path(data).is_dir() else None, preset=preset, image_size=image_size, anchor_sizes=anchor_sizes, anchor_ratios=anchor_ratios, set=set, classes=classes, images=images)
-    inspection = inspect_dataset(dataset, h, folder, pictures, f"retinanet_train {shlex.quote(data)}", {k: v for k, v in said.items() if v is not None})
-    print(f"{inspection}\n\npage:    {folder / 'index.html'}\nreport:  {folder / 'report.txt'}, {folder / 'report.json'}")
+    said = dict(
+        split=split if Path(data).is_dir() else None,
+        preset=preset,
+        image_size=image_size,
+        anchor_sizes=anchor_sizes,
+        anchor_ratios=anchor_ratios,
+        set=set,
+        classes=classes,
+        images=images,
+    )
+    inspection = inspect_dataset(
+        dataset,
+        h,
+        folder,
+        pictures,
+        f"retinanet_train {shlex.quote(data)}",
+        {k: v for k, v in said.items() if v is not None},
+    )
+    print(
+        f"{inspection}\n\npage:    {folder / 'index.html'}\nreport: "
+        f" {folder / 'report.txt'}, {folder / 'report.json'}"
+    )
 
 
 @_command
 def retinanet_selfcheck(
-    data: str,                      # VOC folder, COCO .json or .csv file
-    split: str = "trainval",        # split to take the pictures from (VOC)
-    preset: str = "from-scratch",   # documented, paper, from-scratch, fine-tune or tiny
-    image_size: str = None,         # canvas as HEIGHTxWIDTH, e.g. 240x320
-    backbone: str = None,           # resnet50, resnet101, mobilenetv2, …, tiny
-    weights: str = None,            # imagenet, or a .keras or .weights.h5 file to start from
-    anchor_sizes: str = None,       # five sizes in pixels, e.g. 16,32,64,128,256
-    anchor_ratios: str = None,      # height / width, e.g. 0.33,1,3
-    precision: str = None,          # float32 or mixed_bfloat16
-    set: str = None,                # any other hyperparameters, e.g. "clip_norm=1"
-    pictures: int = 8,              # how many to learn by heart
-    steps: int = 500,               # at most so many; a sound network needs fewer
-    out: str = None,                # folder for the report and pictures; default: none are written
-    classes: str = None,            # class names in the order of their labels; default: as found
-    images: str = None,             # folder of the pictures (COCO)
-    strict: store_true = False,     # refuse irregular annotations
-    zero_based: store_true = False, # VOC files whose corners count from 0 instead of 1
+    data: str,  # VOC folder, COCO .json or .csv file
+    split: str = "trainval",  # split to take the pictures from (VOC)
+    # documented, paper, from-scratch, fine-tune or tiny
+    preset: str = "from-scratch",
+    image_size: str = None,  # canvas as HEIGHTxWIDTH, e.g. 240x320
+    backbone: str = None,  # resnet50, resnet101, mobilenetv2, …, tiny
+    # imagenet, or a .keras or .weights.h5 file to start from
+    weights: str = None,
+    anchor_sizes: str = None,  # five sizes in pixels, e.g. 16,32,64,128,256
+    anchor_ratios: str = None,  # height / width, e.g. 0.33,1,3
+    precision: str = None,  # float32 or mixed_bfloat16
+    # any other hyperparameters, e.g. "clip_norm=1"
+    set: str = None,
+    pictures: int = 8,  # how many to learn by heart
+    steps: int = 500,  # at most so many; a sound network needs fewer
+    # folder for the report and pictures; default: none are written
+    out: str = None,
+    # class names in the order of their labels; default: as found
+    classes: str = None,
+    images: str = None,  # folder of the pictures (COCO)
+    strict: store_true = False,  # refuse irregular annotations
+    # VOC files whose corners count from 0 instead of 1
+    zero_based: store_true = False,
 ):
-    "Learn eight pictures of DATA by heart; if that fails, say which stage it is: data, anchors, targets, filtering, losses or learning."
+    """Learn eight pictures of DATA by heart; if that fails, say which stage it
+    is: data, anchors, targets, filtering, losses or learning.
+    """
     from retinanet_nb.hyperparameters import preset as find_preset
-    h = _hyperparameters(find_preset(preset), image_size, anchor_sizes, anchor_ratios, set, backbone=backbone, weights=weights, precision=precision)
-    dataset = open_dataset(data, split, _words(classes), images, strict, not zero_based)
-    with _hushed(): from retinanet_nb.selfcheck import self_check
+
+    h = _hyperparameters(
+        find_preset(preset),
+        image_size,
+        anchor_sizes,
+        anchor_ratios,
+        set,
+        backbone=backbone,
+        weights=weights,
+        precision=precision,
+    )
+    dataset = open_dataset(
+        data, split, _words(classes), images, strict, not zero_based
+    )
+    with _hushed():
+        from retinanet_nb.selfcheck import self_check
     result = self_check(dataset, h, pictures=pictures, steps=steps, folder=out)
     print(result)
-    if not result.ok: raise ValueError(f"stage {result.failed!r} failed; what to do is said above")
+    if not result.ok:
+        raise ValueError(
+            f"stage {result.failed!r} failed; what to do is said above"
+        )
 
 # %% ../nbs/10_cli.ipynb #eb2b7ba6
 @_command
 def retinanet_evaluate(
-    model: str,                   # .keras file of a detector or a training model
-    data: str,                    # VOC folder, COCO .json or .csv file
-    split: str = "test",          # split to evaluate on (VOC)
-    out: str = None,              # folder for the report and the page; default: beside the model
-    batch_size: int = 8,          # pictures a step
-    iou_threshold: float = 0.5,   # for the VOC figures
-    images: str = None,           # folder of the pictures (COCO)
-    strict: store_true = False,   # refuse irregular annotations
-    zero_based: store_true = False,  # VOC files whose corners count from 0 instead of 1
+    model: str,  # .keras file of a detector or a training model
+    data: str,  # VOC folder, COCO .json or .csv file
+    split: str = "test",  # split to evaluate on (VOC)
+    # folder for the report and the page; default: beside the model
+    out: str = None,
+    batch_size: int = 8,  # pictures a step
+    iou_threshold: float = 0.5,  # for the VOC figures
+    images: str = None,  # folder of the pictures (COCO)
+    strict: store_true = False,  # refuse irregular annotations
+    # VOC files whose corners count from 0 instead of 1
+    zero_based: store_true = False,
 ):
-    "Print a detector's average precision on DATA, per class and over all, by VOC's and COCO's rules; write its curves, confusions and worst mistakes."
-    with _hushed(): from retinanet_nb.retinanet_box import load_detector
+    """Print a detector's average precision on DATA, per class and over all, by
+    VOC's and COCO's rules; write its curves, confusions and worst mistakes.
+    """
+    with _hushed():
+        from retinanet_nb.retinanet_box import load_detector
     from retinanet_nb.demo import confusion_figure, curves_figure, write_gallery
     from retinanet_nb.evaluation import evaluate, find_mistakes, mistakes_overview
     from retinanet_nb.pictures import save_atomically
+
     detector = load_detector(model)
     dataset = open_dataset(data, split, None, images, strict, not zero_based)
-    report = evaluate(detector, dataset, batch_size=batch_size, iou_threshold=iou_threshold)
+    report = evaluate(
+        detector, dataset, batch_size=batch_size, iou_threshold=iou_threshold
+    )
     name = split if Path(data).is_dir() else Path(data).stem
     folder = Path(out) if out else Path(model).parent / f"evaluation-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     report.to_json(folder / "report.json")
-    figures = {"curves": curves_figure(report), "confusion": confusion_figure(report, dataset)}
-    for title, figure in figures.items(): save_atomically(folder / f"{title}.png", figure.savefig)
-    page = write_gallery(report, dataset, folder, title=f"{Path(model).stem} on {dataset.report.source}", figures=[("Precision and recall", figures["curves"])])
-    print(f"{report}\n\nat a score of 0.5: {mistakes_overview(find_mistakes(report, dataset), report.class_names)}\n\n"
-          f"page:       {page}\nreport:     {folder / 'report.json'}\ncurves:     {folder / 'curves.png'}\nconfusion:  {folder / 'confusion.png'}")
+    figures = {
+        "curves": curves_figure(report),
+        "confusion": confusion_figure(report, dataset),
+    }
+    for title, figure in figures.items():
+        save_atomically(folder / f"{title}.png", figure.savefig)
+    page = write_gallery(
+        report,
+        dataset,
+        folder,
+        title=f"{Path(model).stem} on {dataset.report.source}",
+        figures=[("Precision and recall", figures["curves"])],
+    )
+    print(
+        f"{report}\n\nat a score of 0.5:"
+        f" {mistakes_overview(find_mistakes(report, dataset), report.class_names)}\n\npage:"
+        f"       {page}\nreport:     {folder / 'report.json'}\ncurves:    "
+        f" {folder / 'curves.png'}\nconfusion:  {folder / 'confusion.png'}"
+    )
 
 # %% ../nbs/10_cli.ipynb #5b2748a6
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -256,70 +528,168 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 def find_pictures(
     paths,  # files and folders
 ) -> list:
-    "The pictures among files and, recursively, folders, sorted within each folder. Raises `FileNotFoundError` for a path that isn't there or a folder without pictures."
+    """The pictures among files and, recursively, folders, sorted within each
+    folder.
+
+    Raises `FileNotFoundError` for a path that isn't there or a folder without
+    pictures.
+    """
     found = []
     for path in map(Path, paths):
-        if path.is_file(): found.append(path)
+        if path.is_file():
+            found.append(path)
         elif path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
-            if not inside: raise FileNotFoundError(f"the folder {path} holds no picture ({', '.join(PICTURE_SUFFIXES)})")
+            inside = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES
+            )
+            if not inside:
+                raise FileNotFoundError(
+                    f"the folder {path} holds no picture"
+                    f" ({', '.join(PICTURE_SUFFIXES)})"
+                )
             found += inside
-        else: raise FileNotFoundError(f"there is no picture or folder {path}")
+        else:
+            raise FileNotFoundError(f"there is no picture or folder {path}")
     return found
 
 # %% ../nbs/10_cli.ipynb #e23329df
 @_command
 def retinanet_detect(
-    model: str,                     # .keras file of a detector or a training model
+    # .keras file of a detector or a training model
+    model: str,
     images: Param("pictures and folders of pictures", str, nargs="+"),
-    out: str = "detections",        # folder for the annotated pictures and detections.json
-    score_threshold: float = 0.5,   # lower scores are left out
-    batch_size: int = 8,            # pictures a step
+    # folder for the annotated pictures and detections.json
+    out: str = "detections",
+    score_threshold: float = 0.5,  # lower scores are left out
+    batch_size: int = 8,  # pictures a step
 ):
-    "Find objects in pictures: writes each picture with its boxes, and all of them as JSON."
+    """Find objects in pictures: writes each picture with its boxes, and all of
+    them as JSON.
+    """
     from retinanet_nb.pictures import draw_detections, read_image, write_image
-    with _hushed(): from retinanet_nb.retinanet_box import detect, load_detector
+
+    with _hushed():
+        from retinanet_nb.retinanet_box import detect, load_detector
     from retinanet_nb.pictures import save_atomically
     from tqdm import tqdm
-    paths, folder, rows, total, refused = find_pictures(images), Path(out), [], 0, []
+
+    paths, folder, rows, total, refused = (
+        find_pictures(images),
+        Path(out),
+        [],
+        0,
+        [],
+    )
     for path in paths:
-        if path.resolve().parent == folder.resolve(): raise ValueError(f"{path} lies in the folder {out} of the annotated pictures, which could replace it: choose another --out")
+        if path.resolve().parent == folder.resolve():
+            raise ValueError(
+                f"{path} lies in the folder {out} of the annotated pictures,"
+                " which could replace it: choose another --out"
+            )
     detector = load_detector(model)
     written = set()
-    for start in tqdm(range(0, len(paths), batch_size), unit="batch", disable=len(paths) <= batch_size):
+    for start in tqdm(
+        range(0, len(paths), batch_size),
+        unit="batch",
+        disable=len(paths) <= batch_size,
+    ):
         read = []
-        for path in paths[start:start + batch_size]:
-            try: read.append((path, read_image(path)))
-            except (ValueError, OSError) as e: refused.append(str(e))
+        for path in paths[start : start + batch_size]:
+            try:
+                read.append((path, read_image(path)))
+            except (ValueError, OSError) as e:
+                refused.append(str(e))
         # The last batch is filled up, so that the engine compiles one shape only.
         pictures = [image for _, image in read]
-        found = detect(detector, pictures + pictures[:1] * (min(batch_size, len(paths)) - len(pictures)), score_threshold) if pictures else []
+        found = (
+            detect(
+                detector,
+                pictures
+                + pictures[:1] * (min(batch_size, len(paths)) - len(pictures)),
+                score_threshold,
+            )
+            if pictures
+            else []
+        )
         for (path, image), detections in zip(read, found):
             name = path.stem
-            while name in written: name += "_"
+            while name in written:
+                name += "_"
             written.add(name)
-            target = write_image(folder / f"{name}.jpg", draw_detections(image, detections.boxes, detections.scores, detections.labels, detector.class_names, score_threshold))
-            rows.append({"image": str(path), "annotated": str(target), "height": image.shape[0], "width": image.shape[1], "detections": [
-                {"box": [round(float(v), 2) for v in box], "score": round(float(score), 4), "label": int(label), "name": name_} for box, score, label, name_ in detections]})
+            target = write_image(
+                folder / f"{name}.jpg",
+                draw_detections(
+                    image,
+                    detections.boxes,
+                    detections.scores,
+                    detections.labels,
+                    detector.class_names,
+                    score_threshold,
+                ),
+            )
+            rows.append(
+                {
+                    "image": str(path),
+                    "annotated": str(target),
+                    "height": image.shape[0],
+                    "width": image.shape[1],
+                    "detections": [
+                        {
+                            "box": [round(float(v), 2) for v in box],
+                            "score": round(float(score), 4),
+                            "label": int(label),
+                            "name": name_,
+                        }
+                        for box, score, label, name_ in detections
+                    ],
+                }
+            )
             total += len(detections)
-    save_atomically(folder / "detections.json", lambda p: p.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8"))
-    print(f"{total} object{'s' * (total != 1)} in {len(rows)} picture{'s' * (len(rows) != 1)}: {folder / 'detections.json'} and the pictures beside it")
-    if refused: raise ValueError(f"{len(refused)} of {len(paths)} pictures could not be read: " + "; ".join(refused))
+    save_atomically(
+        folder / "detections.json",
+        lambda p: p.write_text(
+            json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8"
+        ),
+    )
+    print(
+        f"{total} object{'s' * (total != 1)} in {len(rows)}"
+        f" picture{'s' * (len(rows) != 1)}: {folder / 'detections.json'} and the"
+        " pictures beside it"
+    )
+    if refused:
+        raise ValueError(
+            f"{len(refused)} of {len(paths)} pictures could not be read: "
+            + "; ".join(refused)
+        )
 
 # %% ../nbs/10_cli.ipynb #61739a81
 @_command
 def retinanet_demo(
-    out: str = "demo",        # folder for pictures, run and gallery; an earlier demonstration there is replaced
-    epochs: int = None,       # passes over the pictures; default: those of the preset tiny
-    pictures: int = 1600,     # training pictures to draw
-    seed: int = 0,            # of pictures, weights and order
-    detector: str = None,     # also write the detector to this .keras file
+    # folder for pictures, run and gallery; an earlier demonstration there is
+    # replaced
+    out: str = "demo",
+    # passes over the pictures; default: those of the preset tiny
+    epochs: int = None,
+    pictures: int = 1600,  # training pictures to draw
+    seed: int = 0,  # of pictures, weights and order
+    detector: str = None,  # also write the detector to this .keras file
 ):
-    "Draw a data set, train a small RetinaNet on it from nothing, measure it on unseen pictures and write a gallery: minutes on two processor cores."
-    with _hushed(): from retinanet_nb.demo import run_demo
+    """Draw a data set, train a small RetinaNet on it from nothing, measure it on
+    unseen pictures and write a gallery: minutes on two processor cores.
+    """
+    with _hushed():
+        from retinanet_nb.demo import run_demo
     from retinanet_nb.hyperparameters import PRESETS
     from retinanet_nb.retinanet_box import load_detector
     from retinanet_nb.pictures import save_atomically
-    h = PRESETS["tiny"].replace(seed=seed, **({} if epochs is None else {"epochs": epochs}))
+
+    h = PRESETS["tiny"].replace(
+        seed=seed, **({} if epochs is None else {"epochs": epochs})
+    )
     run, report = run_demo(out, h, (pictures, 100, 300))
-    if detector: print(f"carried:   {save_atomically(detector, load_detector(run.detector).save)}  (mAP {report.voc07_map:.3f})")
+    if detector:
+        print(
+            "carried:  "
+            f" {save_atomically(detector, load_detector(run.detector).save)} "
+            f" (mAP {report.voc07_map:.3f})"
+        )

@@ -7,6 +7,8 @@ __all__ = ['shapes_detector', 'curves_figure', 'confusion_figure', 'write_galler
            'draw_caption', 'draw_detections', 'read_image', 'show', 'retinanet_box', 'load_detector', 'detect']
 
 # %% ../nbs/08_demo.ipynb #0ce9fa3f
+#| code-fold: true
+#| code-summary: "Imports"
 import shutil
 import time
 from collections import Counter
@@ -15,112 +17,298 @@ from pathlib import Path
 import numpy as np
 
 import retinanet_nb
-from .evaluation import (confusion_matrix, describe_mistake, draw_mistake, draw_outcome, evaluate, find_mistakes,
-                                     mistakes_overview, plot_confusion, worst)
+from retinanet_nb.evaluation import (
+    confusion_matrix,
+    describe_mistake,
+    draw_mistake,
+    draw_outcome,
+    evaluate,
+    find_mistakes,
+    mistakes_overview,
+    plot_confusion,
+    worst,
+)
 from .hyperparameters import PRESETS
-from .pictures import Page, draw_box, draw_caption, draw_detections, fit_to_canvas, label_color, read_image, show, show_grid
-from .retinanet_box import Detector, detect, load_detector, retinanet_box
+from retinanet_nb.pictures import (
+    Page,
+    draw_box,
+    draw_caption,
+    draw_detections,
+    fit_to_canvas,
+    label_color,
+    read_image,
+    show,
+    show_grid,
+)
+from retinanet_nb.retinanet_box import (
+    Detector,
+    detect,
+    load_detector,
+    retinanet_box,
+)
 from .shapes import make_shapes, recurring_picture
 from .training import plot_history, train
 from .voc import VOCDataset
 
 # %% ../nbs/08_demo.ipynb #2a4c4008
-# The names that the documented demonstration uses come with `from retinanet_nb.demo import *`.
-_all_ = ["label_color", "draw_box", "draw_caption", "draw_detections", "read_image", "show", "retinanet_box", "load_detector", "detect"]
+# The names that the documented demonstration uses come with from
+# retinanet_nb.demo import *.
+_all_ = [
+    "label_color",
+    "draw_box",
+    "draw_caption",
+    "draw_detections",
+    "read_image",
+    "show",
+    "retinanet_box",
+    "load_detector",
+    "detect",
+]
 
 # %% ../nbs/08_demo.ipynb #6d4c1342
 def shapes_detector() -> Detector:
-    "The small detector that the package carries, trained on the pictures of `make_shapes`: RGB pictures (B, H, W, 3) → detections."
-    return load_detector(Path(retinanet_nb.__file__).parent / "assets" / "shapes.keras")
+    """The small detector that the package carries, trained on the pictures of
+    `make_shapes`:
+
+    RGB pictures (B, H, W, 3) → detections.
+    """
+    return load_detector(
+        Path(retinanet_nb.__file__).parent / "assets" / "shapes.keras"
+    )
 
 # %% ../nbs/08_demo.ipynb #bd5eff0c
 def curves_figure(
-    report,  # of `evaluate`
-):           # a matplotlib figure
-    "The precision-recall curves as a figure of their own, which no notebook shows by itself."
+    report,  # of evaluate
+):  # a matplotlib figure
+    """The precision-recall curves as a figure of their own, which no notebook
+    shows by itself.
+    """
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     report.plot(figure.subplots())
     return figure
 
 
 def confusion_figure(
-    report,   # of `evaluate`, with its detections
+    report,  # of evaluate, with its detections
     dataset,  # the records that were evaluated
-):            # a matplotlib figure
+):  # a matplotlib figure
     "The confusion matrix at a score of 0.5 as a figure of its own."
     from matplotlib.figure import Figure
+
     side = 2 + 0.45 * (len(report.class_names) + 1)
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
-    plot_confusion(confusion_matrix(report.detections, dataset, len(report.class_names), report.iou_threshold), report.class_names, figure.subplots())
+    plot_confusion(
+        confusion_matrix(
+            report.detections,
+            dataset,
+            len(report.class_names),
+            report.iou_threshold,
+        ),
+        report.class_names,
+        figure.subplots(),
+    )
     return figure
 
 # %% ../nbs/08_demo.ipynb #60f2945c
 def write_gallery(
-    report,             # of `evaluate`, with its detections
-    dataset,            # the records that were evaluated
-    folder,             # where index.html and pictures/ go; what an earlier gallery left there is replaced
+    report,  # of evaluate, with its detections
+    dataset,  # the records that were evaluated
+    # where index.html and pictures/ go; what an earlier gallery left there is
+    # replaced
+    folder,
     title="RetinaNet at work",
-    lead="",            # a sentence under the title, plain text
-    pictures: int = 24, # how many pictures to show
-    figures=(),         # (caption, matplotlib figure) pairs to show below
-    side: int = 480,    # pictures are enlarged until the longer side has this many pixels
-) -> Path:              # index.html
-    """A page with detections on pictures, the figures for each class, the confusions, and the worst mistakes: whole pictures, the surest false alarms and the
-    largest missed objects. It needs no network and no script."""
+    lead="",  # a sentence under the title, plain text
+    pictures: int = 24,  # how many pictures to show
+    figures=(),  # (caption, matplotlib figure) pairs to show below
+    # pictures are enlarged until the longer side has this many pixels
+    side: int = 480,
+) -> Path:  # index.html
+    """A page with detections on pictures, the figures for each class, the
+    confusions, and the worst mistakes: whole pictures, the surest false alarms
+    and the largest missed objects. It needs no network and no script.
+    """
     names = report.class_names
     page = Page(folder, title, lead)
-    page.section("", "", page.headline(f"{report.voc07_map:.3f}", f"VOC07 mAP at IoU {report.iou_threshold:g}, {report.pictures} pictures"),
-                 page.table(("class", "objects", "VOC07", "VOC", "COCO"), zip(names, report.objects, report.voc07, report.voc, report.coco_per_class), bars=(2,)))
+    page.section(
+        "",
+        "",
+        page.headline(
+            f"{report.voc07_map:.3f}",
+            f"VOC07 mAP at IoU {report.iou_threshold:g}, {report.pictures}"
+            " pictures",
+        ),
+        page.table(
+            ("class", "objects", "VOC07", "VOC", "COCO"),
+            zip(
+                names,
+                report.objects,
+                report.voc07,
+                report.voc,
+                report.coco_per_class,
+            ),
+            bars=(2,),
+        ),
+    )
     cards = []
-    for i in np.linspace(0, len(dataset) - 1, min(pictures, len(dataset))).astype(int):
+    for i in np.linspace(0, len(dataset) - 1, min(pictures, len(dataset))).astype(
+        int
+    ):
         image, found = read_image(dataset[i].image), report.detections[i]
         height, width = image.shape[:2]
         scale = max(1.0, side / max(height, width))
-        large, fit = fit_to_canvas(image, (round(height * scale), round(width * scale)))
-        large = draw_detections(large, fit.to_canvas(found.boxes), found.scores, found.labels, names)
-        seen = Counter(names[l] for l, s in zip(found.labels, found.scores) if s >= 0.5)
-        cards.append(page.picture(large, ", ".join(f"{n} × {name}" if n > 1 else name for name, n in seen.items()) or "nothing found"))
-    page.section("What it sees", "Pictures that it was not trained on; boxes with a score of at least 0.5.", page.grid(cards))
+        large, fit = fit_to_canvas(
+            image, (round(height * scale), round(width * scale))
+        )
+        large = draw_detections(
+            large, fit.to_canvas(found.boxes), found.scores, found.labels, names
+        )
+        seen = Counter(
+            names[l] for l, s in zip(found.labels, found.scores) if s >= 0.5
+        )
+        cards.append(
+            page.picture(
+                large,
+                ", ".join(
+                    f"{n} × {name}" if n > 1 else name for name, n in seen.items()
+                )
+                or "nothing found",
+            )
+        )
+    page.section(
+        "What it sees",
+        "Pictures that it was not trained on; boxes with a score of at least"
+        " 0.5.",
+        page.grid(cards),
+    )
     mistakes = find_mistakes(report, dataset)
     if mistakes:
-        whole = [page.picture(draw_outcome(read_image(dataset[o.index].image), dataset[o.index], report.detections[o.index], o, names, side=side),
-                              f"{Path(dataset[o.index].image).name}: {len(o.missed)} missed, {len(o.false_alarms)} false") for o in worst(report, dataset, 8)]
-        page.section("Where it errs", "The pictures with most mistakes: green is right, red is a false alarm, orange dashes were missed, grey dashes do not count.",
-                     page.text(mistakes_overview(mistakes, names)), page.grid(whole))
-    for kind, heading, text in (("false alarm", "The surest false alarms", "Red: what it claims, with its score."), ("missed", "The largest missed objects", "Orange dashes: what it should have found.")):
+        whole = [
+            page.picture(
+                draw_outcome(
+                    read_image(dataset[o.index].image),
+                    dataset[o.index],
+                    report.detections[o.index],
+                    o,
+                    names,
+                    side=side,
+                ),
+                f"{Path(dataset[o.index].image).name}: {len(o.missed)} missed,"
+                f" {len(o.false_alarms)} false",
+            )
+            for o in worst(report, dataset, 8)
+        ]
+        page.section(
+            "Where it errs",
+            "The pictures with most mistakes: green is right, red is a false"
+            " alarm, orange dashes were missed, grey dashes do not count.",
+            page.text(mistakes_overview(mistakes, names)),
+            page.grid(whole),
+        )
+    for kind, heading, text in (
+        (
+            "false alarm",
+            "The surest false alarms",
+            "Red: what it claims, with its score.",
+        ),
+        (
+            "missed",
+            "The largest missed objects",
+            "Orange dashes: what it should have found.",
+        ),
+    ):
         some = [m for m in mistakes if m.kind == kind][:12]
-        if some: page.section(heading, text, page.grid([page.picture(draw_mistake(read_image(dataset[m.index].image), m), f"{describe_mistake(m, names)} ({Path(dataset[m.index].image).name})") for m in some]))
+        if some:
+            page.section(
+                heading,
+                text,
+                page.grid(
+                    [
+                        page.picture(
+                            draw_mistake(read_image(dataset[m.index].image), m),
+                            f"{describe_mistake(m, names)}"
+                            f" ({Path(dataset[m.index].image).name})",
+                        )
+                        for m in some
+                    ]
+                ),
+            )
     if report.objects.sum():
-        page.section("Which class for which", "Rows are the truth, columns what was detected with a score of at least 0.5.", page.figure(confusion_figure(report, dataset), "Confusion matrix"))
-    for caption, figure in figures: page.section(caption, "", page.figure(figure, caption))
+        page.section(
+            "Which class for which",
+            "Rows are the truth, columns what was detected with a score of at"
+            " least 0.5.",
+            page.figure(confusion_figure(report, dataset), "Confusion matrix"),
+        )
+    for caption, figure in figures:
+        page.section(caption, "", page.figure(figure, caption))
     return page.save()
 
 # %% ../nbs/08_demo.ipynb #ebf76e87
 def run_demo(
-    out="demo",               # folder for data set, run and gallery; an earlier demonstration there is replaced
-    hyperparameters=None,     # `None`: the preset "tiny"
-    pictures=(1600, 100, 300), # to draw for training, validation and test
-    progress: bool = True,    # a bar, and a line for every epoch
+    # folder for data set, run and gallery; an earlier demonstration there is
+    # replaced
+    out="demo",
+    hyperparameters=None,  # None: the preset "tiny"
+    pictures=(1600, 100, 300),  # to draw for training, validation and test
+    progress: bool = True,  # a bar, and a line for every epoch
 ):
-    """Draws a data set, trains a small RetinaNet on it from nothing, measures it on pictures it never saw and writes a gallery.
+    """Draws a data set, trains a small RetinaNet on it from nothing, measures it
+    on pictures it never saw and writes a gallery.
 
-    Returns the `Run` and the `Report` on the test pictures. Raises `FileExistsError` where `out` holds something else.
+    Returns the `Run` and the `Report` on the test pictures. Raises
+    `FileExistsError` where `out` holds something else.
     """
     out, h, started = Path(out), hyperparameters or PRESETS["tiny"], time.time()
     say = print if progress else (lambda *args, **kwargs: None)
     say(f"Drawing {sum(pictures)} pictures …", flush=True)
-    data = make_shapes(out / "shapes", train=pictures[0], val=pictures[1], test=pictures[2], size=h.image_size, seed=h.seed)
-    training, validation, test = (VOCDataset(data, split) for split in ("train", "val", "test"))
-    if (out / "run" / "config.json").exists(): shutil.rmtree(out / "run")
-    say(f"Training {h.backbone!r} with {h.feature_size} channels on {len(training)} pictures of {h.image_size[1]}×{h.image_size[0]} for {h.epochs} epochs …", flush=True)
-    run = train(training, h, validation, run=out / "run", validate_every=(h.epochs + 1) // 2, progress=progress)
+    data = make_shapes(
+        out / "shapes",
+        train=pictures[0],
+        val=pictures[1],
+        test=pictures[2],
+        size=h.image_size,
+        seed=h.seed,
+    )
+    training, validation, test = (
+        VOCDataset(data, split) for split in ("train", "val", "test")
+    )
+    if (out / "run" / "config.json").exists():
+        shutil.rmtree(out / "run")
+    say(
+        f"Training {h.backbone!r} with {h.feature_size} channels on"
+        f" {len(training)} pictures of {h.image_size[1]}×{h.image_size[0]} for"
+        f" {h.epochs} epochs …",
+        flush=True,
+    )
+    run = train(
+        training,
+        h,
+        validation,
+        run=out / "run",
+        validate_every=(h.epochs + 1) // 2,
+        progress=progress,
+    )
     report = evaluate(load_detector(run.detector), test, progress=progress)
     minutes = (time.time() - started) / 60
-    lead = (f"Trained from nothing on {len(training)} drawn pictures in {len(run.history)} epochs; drawing, training and measuring took {minutes:.1f} minutes.")
-    figures = [("How it learned", plot_history(run.history)), ("Precision and recall", curves_figure(report))]
+    lead = (
+        f"Trained from nothing on {len(training)} drawn pictures in"
+        f" {len(run.history)} epochs; drawing, training and measuring took"
+        f" {minutes:.1f} minutes."
+    )
+    figures = [
+        ("How it learned", plot_history(run.history)),
+        ("Precision and recall", curves_figure(report)),
+    ]
     report.to_json(out / "run" / "test.json")
-    page = write_gallery(report, test, out / "gallery", lead=lead, figures=figures)
-    say(f"\n{report}\n\nVOC07 mAP {report.voc07_map:.3f} on {len(test)} pictures it never saw; {minutes:.1f} minutes in all\n\n"
-        f"gallery:   {page}\ndetector:  {run.detector}\nhistory:   {run.folder / 'history.json'}\npictures:  {data}")
+    page = write_gallery(
+        report, test, out / "gallery", lead=lead, figures=figures
+    )
+    say(
+        f"\n{report}\n\nVOC07 mAP {report.voc07_map:.3f} on {len(test)} pictures"
+        f" it never saw; {minutes:.1f} minutes in all\n\ngallery:  "
+        f" {page}\ndetector:  {run.detector}\nhistory:  "
+        f" {run.folder / 'history.json'}\npictures:  {data}"
+    )
     return run, report

@@ -10,6 +10,8 @@ __all__ = ['HIT', 'FALSE_ALARM', 'LEFT_OUT', 'COCO_FIGURES', 'FOUND_COLOR', 'FAL
            'draw_mistake', 'confusion_matrix', 'plot_confusion', 'predict_dataset', 'evaluate']
 
 # %% ../nbs/07a_evaluation.ipynb #3543773d
+#| code-fold: true
+#| code-summary: "Imports"
 import contextlib
 import io
 import json
@@ -22,15 +24,29 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .pictures import PALETTE, draw_box, draw_caption, fit_to_canvas, read_image, save_atomically, show_grid
+from retinanet_nb.pictures import (
+    PALETTE,
+    draw_box,
+    draw_caption,
+    fit_to_canvas,
+    read_image,
+    save_atomically,
+    show_grid,
+)
 
 # %% ../nbs/07a_evaluation.ipynb #15f706f6
 class Found(NamedTuple):
-    """What a detector found in one picture. Anything with these three attributes serves as well.
+    """What a detector found in one picture. Anything with these three attributes
+    serves as well.
 
     A row with the label −1 is padding and is left out everywhere.
     """
-    boxes: np.ndarray   # (n, 4) float, (x1, y1, x2, y2) in the picture's own pixels, continuous edges
+
+    boxes: (
+        np.ndarray
+        # (n, 4) float, (x1, y1, x2, y2) in the picture's own pixels, continuous
+        # edges
+    )
     scores: np.ndarray  # (n,) float, the higher the surer
     labels: np.ndarray  # (n,) int, index into the class names
 
@@ -39,9 +55,15 @@ def iou_matrix(
     a: np.ndarray,  # (N, 4) boxes, pixels
     b: np.ndarray,  # (M, 4) boxes, pixels
 ) -> np.ndarray:  # (N, M) float64, between 0 and 1
-    "Intersection over union of every box of `a` with every box of `b`, in float64. Boxes without area overlap nothing."
+    """Intersection over union of every box of `a` with every box of `b`, in
+    float64.
+
+    Boxes without area overlap nothing.
+    """
     a, b = (np.asarray(v, np.float64).reshape(-1, 4) for v in (a, b))
-    area = lambda v: np.maximum(v[:, 2] - v[:, 0], 0) * np.maximum(v[:, 3] - v[:, 1], 0)
+    area = lambda v: (
+        np.maximum(v[:, 2] - v[:, 0], 0) * np.maximum(v[:, 3] - v[:, 1], 0)
+    )
     w = np.minimum(a[:, None, 2], b[:, 2]) - np.maximum(a[:, None, 0], b[:, 0])
     h = np.minimum(a[:, None, 3], b[:, 3]) - np.maximum(a[:, None, 1], b[:, 1])
     inter = np.maximum(w, 0) * np.maximum(h, 0)
@@ -51,56 +73,90 @@ def iou_matrix(
 # %% ../nbs/07a_evaluation.ipynb #db241760
 @dataclass(frozen=True)
 class Matches:
-    """All detections of a data set, each with the one object it could be. `n` detections, `m` objects.
+    """All detections of a data set, each with the one object it could be. `n`
+    detections, `m` objects.
 
-    The objects of all pictures are numbered in one row, and so are the detections: picture by picture, in the order given.
+    The objects of all pictures are numbered in one row, and so are the
+    detections: picture by picture, in the order given.
     """
-    picture: np.ndarray        # (n,) int: number of the picture
-    label: np.ndarray          # (n,) int: class of the detection
-    score: np.ndarray          # (n,) float64
-    best: np.ndarray           # (n,) int: the object of the same class and picture that overlaps most, −1 where none overlaps
-    overlap: np.ndarray        # (n,) float64: IoU with that object, 0 where there is none
-    object_picture: np.ndarray # (m,) int
-    object_label: np.ndarray   # (m,) int
-    ignored: np.ndarray        # (m,) bool: difficult or crowd, counts neither way
+
+    picture: np.ndarray  # (n,) int: number of the picture
+    label: np.ndarray  # (n,) int: class of the detection
+    score: np.ndarray  # (n,) float64
+    best: (
+        np.ndarray
+        # (n,) int: the object of the same class and picture that overlaps most,
+        # −1
+        # where none overlaps
+    )
+    overlap: (
+        np.ndarray
+    )  # (n,) float64: IoU with that object, 0 where there is none
+    object_picture: np.ndarray  # (m,) int
+    object_label: np.ndarray  # (m,) int
+    ignored: np.ndarray  # (m,) bool: difficult or crowd, counts neither way
 
 
 def _flags(record, name, n):
-    "The boolean attribute `name` of a record; all `False` where the record has none."
+    """The boolean attribute `name` of a record; all `False` where the record has
+    none.
+    """
     value = getattr(record, name, None)
-    return np.zeros(n, bool) if value is None else np.asarray(value, bool).reshape(n)
+    return (
+        np.zeros(n, bool) if value is None else np.asarray(value, bool).reshape(n)
+    )
 
 
 def _clean(found, i, num_classes):
     "Boxes, scores and labels of picture `i` without padding, checked."
     boxes = np.asarray(found.boxes, np.float64).reshape(-1, 4)
-    scores, labels = np.asarray(found.scores, np.float64).reshape(-1), np.asarray(found.labels).reshape(-1).astype(np.int64)
+    scores, labels = (
+        np.asarray(found.scores, np.float64).reshape(-1),
+        np.asarray(found.labels).reshape(-1).astype(np.int64),
+    )
     if not len(boxes) == len(scores) == len(labels):
-        raise ValueError(f"picture {i} has {len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels: one of each is needed for every detection")
+        raise ValueError(
+            f"picture {i} has {len(boxes)} boxes, {len(scores)} scores and"
+            f" {len(labels)} labels: one of each is needed for every detection"
+        )
     real = labels >= 0
     boxes, scores, labels = boxes[real], scores[real], labels[real]
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise ValueError(f"picture {i} has a detection whose box or score is not a finite number")
+        raise ValueError(
+            f"picture {i} has a detection whose box or score is not a finite"
+            " number"
+        )
     if num_classes is not None and (labels >= num_classes).any():
-        raise ValueError(f"picture {i} has a detection with label {labels.max()}, but there are only {num_classes} classes")
+        raise ValueError(
+            f"picture {i} has a detection with label {labels.max()}, but there"
+            f" are only {num_classes} classes"
+        )
     return boxes, scores, labels
 
 
 def _parallel(detections, records):
     if len(detections) != len(records):
-        raise ValueError(f"there are detections for {len(detections)} pictures but {len(records)} records: one entry is needed for each, in the same order")
+        raise ValueError(
+            f"there are detections for {len(detections)} pictures but"
+            f" {len(records)} records: one entry is needed for each, in the same"
+            " order"
+        )
 
 
 def match_detections(
-    detections,  # one entry a picture with `.boxes`, `.scores`, `.labels`, such as `Found`
-    records,     # one entry a picture with `.boxes`, `.labels`, and perhaps `.difficult` and `.crowd`
+    # one entry a picture with .boxes, .scores, .labels, such as Found
+    detections,
+    # one entry a picture with .boxes, .labels, and perhaps .difficult and .crowd
+    records,
     num_classes: int | None = None,  # checks the labels where given
 ) -> Matches:
-    """Find for each detection the object of its class and picture that it overlaps most; the first of equals.
+    """Find for each detection the object of its class and picture that it
+    overlaps most; the first of equals.
 
-    The choice depends neither on a threshold nor on other detections, so one pass serves every threshold.
-    Raises `ValueError` for sequences of different lengths, labels out of range and numbers that are not finite.
-    Source: `VOCevaldet.m` of the VOC development kit.
+    The choice depends neither on a threshold nor on other detections, so one pass
+    serves every threshold. Raises `ValueError` for sequences of different
+    lengths, labels out of range and numbers that are not finite. Source:
+    `VOCevaldet.m` of the VOC development kit.
     """
     _parallel(detections, records)
     rows, objects, start = [], [], 0
@@ -109,34 +165,63 @@ def match_detections(
         truth = np.asarray(record.boxes, np.float64).reshape(-1, 4)
         classes = np.asarray(record.labels).reshape(-1).astype(np.int64)
         m = len(truth)
-        if len(classes) != m: raise ValueError(f"record {i} has {m} boxes and {len(classes)} labels")
-        if m and (classes.min() < 0 or (num_classes is not None and classes.max() >= num_classes)):
-            raise ValueError(f"record {i} has an object with a label outside 0…{'' if num_classes is None else num_classes - 1}: {classes.tolist()}")
+        if len(classes) != m:
+            raise ValueError(
+                f"record {i} has {m} boxes and {len(classes)} labels"
+            )
+        if m and (
+            classes.min() < 0
+            or (num_classes is not None and classes.max() >= num_classes)
+        ):
+            raise ValueError(
+                f"record {i} has an object with a label outside"
+                f" 0…{'' if num_classes is None else num_classes - 1}:"
+                f" {classes.tolist()}"
+            )
         best, overlap = np.full(len(boxes), -1), np.zeros(len(boxes))
         if m and len(boxes):
-            iou = np.where(labels[:, None] == classes, iou_matrix(boxes, truth), 0)
+            iou = np.where(
+                labels[:, None] == classes, iou_matrix(boxes, truth), 0
+            )
             overlap = iou.max(1)
             best = np.where(overlap > 0, start + iou.argmax(1), -1)
         rows.append((np.full(len(boxes), i), labels, scores, best, overlap))
-        objects.append((np.full(m, i), classes, _flags(record, "difficult", m) | _flags(record, "crowd", m)))
+        objects.append(
+            (
+                np.full(m, i),
+                classes,
+                _flags(record, "difficult", m) | _flags(record, "crowd", m),
+            )
+        )
         start += m
-    join = lambda parts, k, kinds: [np.concatenate([np.zeros(0, d)] + [p[j] for p in parts]) for j, d in zip(range(k), kinds)]
-    return Matches(*join(rows, 5, (int, int, float, int, float)), *join(objects, 3, (int, int, bool)))
+    join = lambda parts, k, kinds: [
+        np.concatenate([np.zeros(0, d)] + [p[j] for p in parts])
+        for j, d in zip(range(k), kinds)
+    ]
+    return Matches(
+        *join(rows, 5, (int, int, float, int, float)),
+        *join(objects, 3, (int, int, bool)),
+    )
 
 # %% ../nbs/07a_evaluation.ipynb #605db782
 HIT, FALSE_ALARM, LEFT_OUT = 1, 0, -1
 
 
 def judge(
-    matches: Matches,     # from `match_detections`
-    iou_threshold: float, # an IoU of at least this is a match
+    matches: Matches,  # from match_detections
+    iou_threshold: float,  # an IoU of at least this is a match
 ) -> np.ndarray:  # (n,) int8: 1 hit, 0 false alarm, −1 left out
-    """The devkit's verdict on every detection, taken by falling score, equal scores in the order given.
+    """The devkit's verdict on every detection, taken by falling score, equal
+    scores in the order given.
 
-    The first detection that reaches an object is a hit, any later one a false alarm; one that reaches a difficult or
-    crowd object is left out; all others are false alarms. Source: `VOCevaldet.m` of the VOC development kit.
+    The first detection that reaches an object is a hit, any later one a false
+    alarm; one that reaches a difficult or crowd object is left out; all others
+    are false alarms. Source: `VOCevaldet.m` of the VOC development kit.
     """
-    if not 0 < iou_threshold <= 1: raise ValueError(f"iou_threshold must be above 0 and at most 1, not {iou_threshold!r}")
+    if not 0 < iou_threshold <= 1:
+        raise ValueError(
+            f"iou_threshold must be above 0 and at most 1, not {iou_threshold!r}"
+        )
     reached = (matches.best >= 0) & (matches.overlap >= iou_threshold)
     ignored = reached & np.append(matches.ignored, False)[matches.best]
     verdict = np.where(ignored, LEFT_OUT, FALSE_ALARM).astype(np.int8)
@@ -147,11 +232,15 @@ def judge(
 
 # %% ../nbs/07a_evaluation.ipynb #d96dc861
 def precision_recall(
-    scores: np.ndarray,   # (n,) scores
-    verdicts: np.ndarray, # (n,) 1 hit, 0 false alarm, −1 left out
-    num_objects: int,     # objects that count
+    scores: np.ndarray,  # (n,) scores
+    verdicts: np.ndarray,  # (n,) 1 hit, 0 false alarm, −1 left out
+    num_objects: int,  # objects that count
 ) -> tuple:  # recall (k,), precision (k,), scores (k,) float64, by falling score
-    "Precision and recall after each detection that counts, taken by falling score, equal scores in the order given. Recall is NaN where there is no object."
+    """Precision and recall after each detection that counts, taken by falling
+    score, equal scores in the order given.
+
+    Recall is NaN where there is no object.
+    """
     scores, verdicts = np.asarray(scores, np.float64), np.asarray(verdicts)
     order = np.argsort(-scores, kind="stable")
     order = order[verdicts[order] != LEFT_OUT]
@@ -161,87 +250,181 @@ def precision_recall(
 
 # %% ../nbs/07a_evaluation.ipynb #dff0c1a9
 def average_precision(
-    recall: np.ndarray,     # (n,) never falling, by falling score
+    recall: np.ndarray,  # (n,) never falling, by falling score
     precision: np.ndarray,  # (n,)
-    method: str = "voc07",  # "voc07": mean at eleven recalls; "voc": area under the envelope
+    # "voc07": mean at eleven recalls; "voc": area under the envelope
+    method: str = "voc07",
 ) -> float:  # between 0 and 1; NaN where the recall is NaN
     """One number for a precision-recall curve. No detections at all gives 0.
 
-    Raises `ValueError` for another method or for lengths that differ. Source: Everingham et al., "The Pascal Visual
-    Object Classes (VOC) Challenge", 2010, section 4.2; `VOCap.m` of the development kit from 2010 on.
+    Raises `ValueError` for another method or for lengths that differ. Source:
+    Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", 2010,
+    section 4.2; `VOCap.m` of the development kit from 2010 on.
     """
-    recall, precision = np.asarray(recall, np.float64), np.asarray(precision, np.float64)
+    recall, precision = (
+        np.asarray(recall, np.float64),
+        np.asarray(precision, np.float64),
+    )
     if recall.shape != precision.shape or recall.ndim != 1:
-        raise ValueError(f"recall and precision must be two rows of the same length, not of shapes {recall.shape} and {precision.shape}")
-    if method not in ("voc07", "voc"): raise ValueError(f'method must be "voc07" or "voc", not {method!r}')
-    if np.isnan(recall).any(): return float("nan")
-    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)  # the best precision at this recall or a higher one
-    if method == "voc07": return float(envelope[np.searchsorted(recall, np.linspace(0, 1, 11))].mean())
+        raise ValueError(
+            "recall and precision must be two rows of the same length, not of"
+            f" shapes {recall.shape} and {precision.shape}"
+        )
+    if method not in ("voc07", "voc"):
+        raise ValueError(f'method must be "voc07" or "voc", not {method!r}')
+    if np.isnan(recall).any():
+        return float("nan")
+    # the best precision at this recall or a higher one
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
+    if method == "voc07":
+        return float(
+            envelope[np.searchsorted(recall, np.linspace(0, 1, 11))].mean()
+        )
     return float(np.sum(np.diff(recall, prepend=0) * envelope[:-1]))
 
 # %% ../nbs/07a_evaluation.ipynb #02f15a46
-COCO_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+COCO_FIGURES = (
+    "AP",
+    "AP50",
+    "AP75",
+    "APs",
+    "APm",
+    "APl",
+    "AR1",
+    "AR10",
+    "AR100",
+    "ARs",
+    "ARm",
+    "ARl",
+)
 
 
 def _coco_library(name=None):
-    "The classes `COCO` and `COCOeval` of the library `name`; `None` takes the faster one that is installed."
-    for library in ("faster_coco_eval", "pycocotools") if name is None else (name,):
+    """The classes `COCO` and `COCOeval` of the library `name`;
+
+    `None` takes the faster one that is installed.
+    """
+    for library in (
+        ("faster_coco_eval", "pycocotools") if name is None else (name,)
+    ):
         try:
             if library == "faster_coco_eval":
                 from faster_coco_eval import COCO, COCOeval_faster as COCOeval
             elif library == "pycocotools":
                 from pycocotools.coco import COCO
                 from pycocotools.cocoeval import COCOeval
-            else: raise ValueError(f'library must be "pycocotools" or "faster_coco_eval", not {name!r}')
+            else:
+                raise ValueError(
+                    'library must be "pycocotools" or "faster_coco_eval", not'
+                    f" {name!r}"
+                )
             return COCO, COCOeval
-        except ImportError: pass
-    raise ImportError(f"COCO's figures need {name or 'pycocotools'}, which is not installed: pip install {(name or 'pycocotools').replace('_', '-')}, or evaluate with coco=False")
+        except ImportError:
+            pass
+    raise ImportError(
+        f"COCO's figures need {name or 'pycocotools'}, which is not installed:"
+        f" pip install {(name or 'pycocotools').replace('_', '-')}, or evaluate"
+        " with coco=False"
+    )
 
 
 def _coco_objects(detections, records, num_classes, COCO):
-    "Ground truth and detections as two objects of the library's class `COCO`, built in memory."
+    """Ground truth and detections as two objects of the library's class `COCO`,
+    built in memory.
+    """
     images = [{"id": i} for i in range(len(records))]
     categories = [{"id": k, "name": str(k)} for k in range(num_classes)]
-    def xywh(boxes): return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
+
+    def xywh(boxes):
+        return np.concatenate(
+            [boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1
+        ).tolist()
+
     truth, found = [], []
     for i, (detection, record) in enumerate(zip(detections, records)):
         boxes, scores, labels = _clean(detection, i, num_classes)
-        for box, score, label in zip(xywh(boxes), scores.tolist(), labels.tolist()):
-            found.append({"id": len(found) + 1, "image_id": i, "category_id": label, "bbox": box, "area": box[2] * box[3], "iscrowd": 0, "score": score})
+        for box, score, label in zip(
+            xywh(boxes), scores.tolist(), labels.tolist()
+        ):
+            found.append(
+                {
+                    "id": len(found) + 1,
+                    "image_id": i,
+                    "category_id": label,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
         boxes = np.asarray(record.boxes, np.float64).reshape(-1, 4)
-        crowd, difficult = (_flags(record, name, len(boxes)) for name in ("crowd", "difficult"))
-        for box, label, c, d in zip(xywh(boxes), np.asarray(record.labels).tolist(), crowd.tolist(), difficult.tolist()):
-            # The libraries set `ignore` from `iscrowd` alone; an area outside every range has the same effect.
-            truth.append({"id": len(truth) + 1, "image_id": i, "category_id": int(label), "bbox": box, "area": -1.0 if d and not c else box[2] * box[3], "iscrowd": int(c)})
+        crowd, difficult = (
+            _flags(record, name, len(boxes)) for name in ("crowd", "difficult")
+        )
+        for box, label, c, d in zip(
+            xywh(boxes),
+            np.asarray(record.labels).tolist(),
+            crowd.tolist(),
+            difficult.tolist(),
+        ):
+            # The libraries set ignore from iscrowd alone; an area outside every
+            # range has the same effect.
+            truth.append(
+                {
+                    "id": len(truth) + 1,
+                    "image_id": i,
+                    "category_id": int(label),
+                    "bbox": box,
+                    "area": -1.0 if d and not c else box[2] * box[3],
+                    "iscrowd": int(c),
+                }
+            )
     made = []
     for annotations in (truth, found):
         coco = COCO()
-        coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
+        coco.dataset = {
+            "images": images,
+            "categories": categories,
+            "annotations": annotations,
+        }
         coco.createIndex()
         made.append(coco)
     return made
 
 
 def coco_metrics(
-    detections,       # one entry a picture with `.boxes`, `.scores`, `.labels`
-    records,          # one entry a picture with `.boxes`, `.labels`, and perhaps `.difficult` and `.crowd`
-    num_classes: int, # labels are 0 … num_classes − 1
-    library: str | None = None,  # "pycocotools" or "faster_coco_eval"; `None`: the faster one that is installed
+    detections,  # one entry a picture with .boxes, .scores, .labels
+    # one entry a picture with .boxes, .labels, and perhaps .difficult and .crowd
+    records,
+    num_classes: int,  # labels are 0 … num_classes − 1
+    # "pycocotools" or "faster_coco_eval"; None: the faster one that is installed
+    library: str | None = None,
 ) -> tuple:  # dict of the twelve figures by name; AP of each class (num_classes,), NaN where it has no object
-    """COCO's twelve figures. The library does all the counting: `pycocotools`, or its quicker twin `faster_coco_eval`.
+    """COCO's twelve figures. The library does all the counting: `pycocotools`, or
+    its quicker twin `faster_coco_eval`.
 
-    Crowds are treated as COCO treats them. A difficult object is ignored: found or not, it counts neither way, but only one
-    detection can be excused by it. Sizes are by the area of the box. A figure that is not defined is NaN.
-    Raises `ImportError` with advice where no library is installed.
+    Crowds are treated as COCO treats them. A difficult object is ignored: found
+    or not, it counts neither way, but only one detection can be excused by it.
+    Sizes are by the area of the box. A figure that is not defined is NaN. Raises
+    `ImportError` with advice where no library is installed.
     """
     COCO, COCOeval = _coco_library(library)
     _parallel(detections, records)
-    with contextlib.redirect_stdout(io.StringIO()):  # the libraries print at every step
-        run = COCOeval(*_coco_objects(detections, records, num_classes, COCO), "bbox")
-        run.params.imgIds, run.params.catIds = list(range(len(records))), list(range(num_classes))
-        run.evaluate(); run.accumulate(); run.summarize()
+    # the libraries print at every step
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = COCOeval(
+            *_coco_objects(detections, records, num_classes, COCO), "bbox"
+        )
+        run.params.imgIds, run.params.catIds = (
+            list(range(len(records))),
+            list(range(num_classes)),
+        )
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
     nan = lambda v: float("nan") if v < 0 else float(v)
-    precision = run.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class) at all sizes and 100 detections
+    # (IoU, recall, class) at all sizes and 100 detections
+    precision = run.eval["precision"][:, :, :, 0, -1]
     per_class = [nan(p.mean()) for p in np.moveaxis(precision, 2, 0)]
     return dict(zip(COCO_FIGURES, map(nan, run.stats))), np.array(per_class)
 
@@ -254,270 +437,574 @@ def _mean(values):
 
 
 class Curve(NamedTuple):
-    "Precision and recall of one class after each detection that counts, by falling score."
-    recall: np.ndarray     # (k,) NaN where the class has no object
+    """Precision and recall of one class after each detection that counts, by
+    falling score.
+    """
+
+    recall: np.ndarray  # (k,) NaN where the class has no object
     precision: np.ndarray  # (k,)
-    scores: np.ndarray     # (k,)
-    hits: np.ndarray       # (k,) bool
+    scores: np.ndarray  # (k,)
+    hits: np.ndarray  # (k,) bool
 
 
 @dataclass(frozen=True)
 class Report:
-    """How good the detections of a data set are. `K` classes; a class without objects that count has NaN and is left out of the means.
+    """How good the detections of a data set are. `K` classes; a class without
+    objects that count has NaN and is left out of the means.
 
-    `print(report)` gives the table, `report.plot()` the curves, `report.to_json(path)` a file.
+    `print(report)` gives the table, `report.plot()` the curves,
+    `report.to_json(path)` a file.
     """
-    class_names: tuple        # K names
-    iou_threshold: float      # for the VOC figures
-    pictures: int             # number of pictures
-    objects: np.ndarray       # (K,) int: objects that count
-    difficult: np.ndarray     # (K,) int: difficult and crowd objects, which do not
+
+    class_names: tuple  # K names
+    iou_threshold: float  # for the VOC figures
+    pictures: int  # number of pictures
+    objects: np.ndarray  # (K,) int: objects that count
+    difficult: np.ndarray  # (K,) int: difficult and crowd objects, which do not
     num_detections: np.ndarray  # (K,) int
-    voc07: np.ndarray         # (K,) AP, mean at eleven recalls
-    voc: np.ndarray           # (K,) AP, area under the curve
-    coco: dict                # the twelve figures of `COCO_FIGURES`; empty where not asked for
+    voc07: np.ndarray  # (K,) AP, mean at eleven recalls
+    voc: np.ndarray  # (K,) AP, area under the curve
+    coco: dict  # the twelve figures of COCO_FIGURES; empty where not asked for
     coco_per_class: np.ndarray  # (K,) COCO's AP of each class
-    curves: dict              # class name → `Curve`
-    detections: list = field(default=(), repr=False)  # what was evaluated, one entry a picture
+    curves: dict  # class name → Curve
+    detections: list = field(
+        default=(), repr=False
+    )  # what was evaluated, one entry a picture
 
     @property
-    def voc07_map(self) -> float: "Mean of `voc07` over the classes with objects."; return _mean(self.voc07)
+    def voc07_map(self) -> float:
+        "Mean of `voc07` over the classes with objects."
+        return _mean(self.voc07)
+
     @property
-    def voc_map(self) -> float: "Mean of `voc` over the classes with objects."; return _mean(self.voc)
+    def voc_map(self) -> float:
+        "Mean of `voc` over the classes with objects."
+        return _mean(self.voc)
+
     @property
-    def coco_ap(self) -> float: "COCO's AP: mean over classes and the IoU thresholds .50 … .95."; return self.coco.get("AP", float("nan"))
+    def coco_ap(self) -> float:
+        "COCO's AP: mean over classes and the IoU thresholds .50 … .95."
+        return self.coco.get("AP", float("nan"))
+
     @property
-    def coco_ap50(self) -> float: "COCO's AP at IoU .50."; return self.coco.get("AP50", float("nan"))
+    def coco_ap50(self) -> float:
+        "COCO's AP at IoU .50."
+        return self.coco.get("AP50", float("nan"))
 
     def __str__(self):
         show = lambda v: "–" if np.isnan(v) else f"{v:.3f}"
         width = max([len("class")] + [len(n) for n in self.class_names]) + 1
-        rows = [f"{'class':{width}}{'objects':>8}{'difficult':>11}{'detections':>12}{'VOC07':>8}{'VOC':>8}{'COCO':>8}"]
+        rows = [
+            f"{'class':{width}}{'objects':>8}{'difficult':>11}{'detections':>12}{'VOC07':>8}{'VOC':>8}{'COCO':>8}"
+        ]
         for k, name in enumerate(self.class_names):
             if self.objects[k] + self.difficult[k] + self.num_detections[k]:
-                rows.append(f"{name:{width}}{self.objects[k]:8d}{self.difficult[k]:11d}{self.num_detections[k]:12d}"
-                            f"{show(self.voc07[k]):>8}{show(self.voc[k]):>8}{show(self.coco_per_class[k]):>8}")
-        rows.append(f"{'mean':{width}}{self.objects.sum():8d}{self.difficult.sum():11d}{self.num_detections.sum():12d}"
-                    f"{show(self.voc07_map):>8}{show(self.voc_map):>8}{show(self.coco_ap):>8}")
-        rows.append(f"{self.pictures} pictures; VOC at IoU {self.iou_threshold:g}, COCO at IoU .50 … .95")
-        if self.coco: rows += ["COCO: " + "  ".join(f"{n} {show(self.coco[n])}" for n in COCO_FIGURES[i:i + 6]) for i in (0, 6)]
+                rows.append(
+                    f"{name:{width}}{self.objects[k]:8d}{self.difficult[k]:11d}{self.num_detections[k]:12d}"
+                    f"{show(self.voc07[k]):>8}{show(self.voc[k]):>8}{show(self.coco_per_class[k]):>8}"
+                )
+        rows.append(
+            f"{'mean':{width}}{self.objects.sum():8d}{self.difficult.sum():11d}{self.num_detections.sum():12d}"
+            f"{show(self.voc07_map):>8}{show(self.voc_map):>8}{show(self.coco_ap):>8}"
+        )
+        rows.append(
+            f"{self.pictures} pictures; VOC at IoU {self.iou_threshold:g}, COCO"
+            " at IoU .50 … .95"
+        )
+        if self.coco:
+            rows += [
+                "COCO: "
+                + "  ".join(
+                    f"{n} {show(self.coco[n])}" for n in COCO_FIGURES[i : i + 6]
+                )
+                for i in (0, 6)
+            ]
         return "\n".join(rows)
 
-    def to_dict(self, detections: bool = False) -> dict:  # of plain Python values; NaN becomes None
-        "All figures and curves (the points at hits, which determine every AP), with the detections if asked for."
+    def to_dict(
+        self, detections: bool = False
+    ) -> dict:  # of plain Python values; NaN becomes None
+        """All figures and curves (the points at hits, which determine every AP),
+        with the detections if asked for.
+        """
         plain = lambda v: None if np.isnan(v) else float(v)
-        values = {"pictures": self.pictures, "iou_threshold": self.iou_threshold, "voc07_map": plain(self.voc07_map), "voc_map": plain(self.voc_map),
-                  "coco": {n: plain(v) for n, v in self.coco.items()}, "classes": {}}
+        values = {
+            "pictures": self.pictures,
+            "iou_threshold": self.iou_threshold,
+            "voc07_map": plain(self.voc07_map),
+            "voc_map": plain(self.voc_map),
+            "coco": {n: plain(v) for n, v in self.coco.items()},
+            "classes": {},
+        }
         for k, name in enumerate(self.class_names):
             curve = self.curves[name]
             values["classes"][name] = {
-                "objects": int(self.objects[k]), "difficult": int(self.difficult[k]), "detections": int(self.num_detections[k]),
-                "voc07": plain(self.voc07[k]), "voc": plain(self.voc[k]), "coco": plain(self.coco_per_class[k]),
-                "curve": {n: [round(float(v), 6) for v in getattr(curve, n)[curve.hits]] for n in ("recall", "precision", "scores")}}
+                "objects": int(self.objects[k]),
+                "difficult": int(self.difficult[k]),
+                "detections": int(self.num_detections[k]),
+                "voc07": plain(self.voc07[k]),
+                "voc": plain(self.voc[k]),
+                "coco": plain(self.coco_per_class[k]),
+                "curve": {
+                    n: [round(float(v), 6) for v in getattr(curve, n)[curve.hits]]
+                    for n in ("recall", "precision", "scores")
+                },
+            }
         if detections:
-            values["detections"] = [{n: np.asarray(getattr(d, n)).tolist() for n in ("boxes", "scores", "labels")} for d in self.detections]
+            values["detections"] = [
+                {
+                    n: np.asarray(getattr(d, n)).tolist()
+                    for n in ("boxes", "scores", "labels")
+                }
+                for d in self.detections
+            ]
         return values
 
     def to_json(
         self,
-        path: str | Path,          # the file; its directory must exist
+        path: str | Path,  # the file; its directory must exist
         detections: bool = False,  # also what was evaluated
     ) -> Path:
         "Write `to_dict` as JSON, atomically."
         path = Path(path)
-        if not path.parent.is_dir(): raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
-        text = json.dumps(self.to_dict(detections), indent=1, ensure_ascii=False, allow_nan=False)
-        return save_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+        if not path.parent.is_dir():
+            raise FileNotFoundError(
+                f"cannot write {path}: there is no directory {path.parent}"
+            )
+        text = json.dumps(
+            self.to_dict(detections),
+            indent=1,
+            ensure_ascii=False,
+            allow_nan=False,
+        )
+        return save_atomically(
+            path, lambda p: p.write_text(text, encoding="utf-8")
+        )
 
     def plot(
         self,
-        ax=None,  # matplotlib axes; a new figure where `None`
+        ax=None,  # matplotlib axes; a new figure where None
     ):  # the axes
-        "Draw the precision-recall curve of every class that has objects, its VOC AP beside the name."
+        """Draw the precision-recall curve of every class that has objects, its
+        VOC AP beside the name.
+        """
         import matplotlib.pyplot as plt
-        if ax is None: ax = plt.subplots(figsize=(7, 4.2))[1]
+
+        if ax is None:
+            ax = plt.subplots(figsize=(7, 4.2))[1]
         for k, (name, curve) in enumerate(self.curves.items()):
-            if np.isnan(self.voc[k]): continue
-            recall, precision = np.append(curve.recall, curve.recall[-1:]), np.append(curve.precision, np.zeros(min(1, len(curve.recall))))
-            ax.plot(recall, precision, color=PALETTE[k % len(PALETTE)], ls=("-", "--", ":", "-.")[k // len(PALETTE) % 4], label=f"{name}  {self.voc[k]:.2f}")
-        ax.set(xlim=(0, 1.01), ylim=(0, 1.03), xlabel="recall", ylabel="precision")
-        if ax.lines: ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, ncol=1 + len(ax.lines) // 16)
+            if np.isnan(self.voc[k]):
+                continue
+            recall, precision = (
+                np.append(curve.recall, curve.recall[-1:]),
+                np.append(curve.precision, np.zeros(min(1, len(curve.recall)))),
+            )
+            ax.plot(
+                recall,
+                precision,
+                color=PALETTE[k % len(PALETTE)],
+                ls=("-", "--", ":", "-.")[k // len(PALETTE) % 4],
+                label=f"{name}  {self.voc[k]:.2f}",
+            )
+        ax.set(
+            xlim=(0, 1.01), ylim=(0, 1.03), xlabel="recall", ylabel="precision"
+        )
+        if ax.lines:
+            ax.legend(
+                loc="center left",
+                bbox_to_anchor=(1.01, 0.5),
+                frameon=False,
+                fontsize=9,
+                ncol=1 + len(ax.lines) // 16,
+            )
         return ax
 
 # %% ../nbs/07a_evaluation.ipynb #de1c9994
 def evaluate_detections(
-    detections,   # one entry a picture with `.boxes (n, 4)`, `.scores (n,)`, `.labels (n,)`, in the picture's own pixels
-    records,      # one entry a picture with `.boxes`, `.labels`, and perhaps `.difficult` and `.crowd`, such as `Record`
+    # one entry a picture with .boxes (n, 4), .scores (n,), .labels (n,), in the
+    # picture's own pixels
+    detections,
+    # one entry a picture with .boxes, .labels, and perhaps .difficult and .crowd,
+    # such as Record
+    records,
     class_names,  # K names, labels are their positions
     iou_threshold: float = 0.5,  # for the VOC figures
-    coco: bool = True,           # also COCO's figures
+    coco: bool = True,  # also COCO's figures
 ) -> Report:
     """VOC's and COCO's figures for detections and ground truth.
 
-    Boxes are continuous edges in pixels, so areas are `(x2 − x1)(y2 − y1)`; published inclusive corners become
-    continuous by adding 1 to `x2` and `y2`. Difficult and crowd objects count neither way.
-    Raises `ValueError` for sequences of different lengths, unknown labels and numbers that are not finite.
+    Boxes are continuous edges in pixels, so areas are `(x2 − x1)(y2 − y1)`;
+    published inclusive corners become continuous by adding 1 to `x2` and `y2`.
+    Difficult and crowd objects count neither way. Raises `ValueError` for
+    sequences of different lengths, unknown labels and numbers that are not
+    finite.
     """
     names = tuple(class_names)
     K = len(names)
     matches = match_detections(detections, records, K)
     verdict = judge(matches, iou_threshold)
     count = lambda labels: np.bincount(labels, minlength=K)
-    objects, ignored = count(matches.object_label[~matches.ignored]), count(matches.object_label[matches.ignored])
+    objects, ignored = (
+        count(matches.object_label[~matches.ignored]),
+        count(matches.object_label[matches.ignored]),
+    )
     curves, ap = {}, {"voc07": np.full(K, np.nan), "voc": np.full(K, np.nan)}
     for k, name in enumerate(names):
         mine = matches.label == k
-        recall, precision, scores = precision_recall(matches.score[mine], verdict[mine], objects[k])
-        hits = np.diff(np.round(precision * np.arange(1, len(precision) + 1)), prepend=0) > 0
+        recall, precision, scores = precision_recall(
+            matches.score[mine], verdict[mine], objects[k]
+        )
+        hits = (
+            np.diff(
+                np.round(precision * np.arange(1, len(precision) + 1)), prepend=0
+            )
+            > 0
+        )
         curves[name] = Curve(recall, precision, scores, hits)
         if objects[k]:
-            for method in ap: ap[method][k] = average_precision(recall, precision, method)
-    figures, per_class = coco_metrics(detections, records, K) if coco else ({}, np.full(K, np.nan))
-    return Report(names, float(iou_threshold), len(records), objects, ignored, count(matches.label), ap["voc07"], ap["voc"],
-                  figures, per_class, curves, list(detections))
+            for method in ap:
+                ap[method][k] = average_precision(recall, precision, method)
+    figures, per_class = (
+        coco_metrics(detections, records, K) if coco else ({}, np.full(K, np.nan))
+    )
+    return Report(
+        names,
+        float(iou_threshold),
+        len(records),
+        objects,
+        ignored,
+        count(matches.label),
+        ap["voc07"],
+        ap["voc"],
+        figures,
+        per_class,
+        curves,
+        list(detections),
+    )
 
 # %% ../nbs/07a_evaluation.ipynb #c0d3ae4c
 class Outcome(NamedTuple):
-    "One picture at one score threshold: what was hit, what was a false alarm, what was missed."
-    index: int                # number of the picture
-    hits: np.ndarray          # numbers of the detections that are hits
+    """One picture at one score threshold: what was hit, what was a false alarm,
+    what was missed.
+    """
+
+    index: int  # number of the picture
+    hits: np.ndarray  # numbers of the detections that are hits
     false_alarms: np.ndarray  # numbers of the detections that are false alarms
-    missed: np.ndarray        # numbers of the objects that count and were not found
+    missed: np.ndarray  # numbers of the objects that count and were not found
 
     @property
-    def mistakes(self) -> int: "Misses and false alarms together."; return len(self.missed) + len(self.false_alarms)
+    def mistakes(self) -> int:
+        "Misses and false alarms together."
+        return len(self.missed) + len(self.false_alarms)
 
 
 def outcomes(
-    detections,  # one entry a picture with `.boxes`, `.scores`, `.labels`
-    records,     # one entry a picture with `.boxes`, `.labels`, and perhaps `.difficult` and `.crowd`
-    iou_threshold: float = 0.5,   # an IoU of at least this is a match
-    score_threshold: float = 0.5, # lower scores are as if they were not there
-) -> list:  # of `Outcome`, one a picture
-    "Hits, false alarms and misses of every picture among the detections that reach a score."
+    detections,  # one entry a picture with .boxes, .scores, .labels
+    # one entry a picture with .boxes, .labels, and perhaps .difficult and .crowd
+    records,
+    iou_threshold: float = 0.5,  # an IoU of at least this is a match
+    score_threshold: float = 0.5,  # lower scores are as if they were not there
+) -> list:  # of Outcome, one a picture
+    """Hits, false alarms and misses of every picture among the detections that
+    reach a score.
+    """
     _parallel(detections, records)
     kept = []
     for i, d in enumerate(detections):
-        keep = np.flatnonzero((np.asarray(d.labels) >= 0) & (np.asarray(d.scores) >= score_threshold))
-        kept.append((keep, Found(np.asarray(d.boxes).reshape(-1, 4)[keep], np.asarray(d.scores)[keep], np.asarray(d.labels)[keep])))
+        keep = np.flatnonzero(
+            (np.asarray(d.labels) >= 0)
+            & (np.asarray(d.scores) >= score_threshold)
+        )
+        kept.append(
+            (
+                keep,
+                Found(
+                    np.asarray(d.boxes).reshape(-1, 4)[keep],
+                    np.asarray(d.scores)[keep],
+                    np.asarray(d.labels)[keep],
+                ),
+            )
+        )
     matches = match_detections([d for _, d in kept], records)
     verdict = judge(matches, iou_threshold)
     reached = np.zeros(len(matches.object_label), bool)
     reached[matches.best[verdict == HIT]] = True
-    ends, object_ends = (np.searchsorted(v, np.arange(len(records) + 1)) for v in (matches.picture, matches.object_picture))
+    ends, object_ends = (
+        np.searchsorted(v, np.arange(len(records) + 1))
+        for v in (matches.picture, matches.object_picture)
+    )
     result = []
     for i, (keep, _) in enumerate(kept):
-        v, o = verdict[ends[i]:ends[i + 1]], slice(object_ends[i], object_ends[i + 1])
-        result.append(Outcome(i, keep[v == HIT], keep[v == FALSE_ALARM], np.flatnonzero(~(reached | matches.ignored)[o])))
+        v, o = (
+            verdict[ends[i] : ends[i + 1]],
+            slice(object_ends[i], object_ends[i + 1]),
+        )
+        result.append(
+            Outcome(
+                i,
+                keep[v == HIT],
+                keep[v == FALSE_ALARM],
+                np.flatnonzero(~(reached | matches.ignored)[o]),
+            )
+        )
     return result
 
 
 def worst(
     report: Report,  # keeps the detections
-    records,         # the same records in the same order
-    n: int = 6,      # how many pictures
+    records,  # the same records in the same order
+    n: int = 6,  # how many pictures
     score_threshold: float = 0.5,  # lower scores are as if they were not there
-) -> list:  # of `Outcome`, most mistakes first; pictures without a mistake never
-    "The pictures with most misses and false alarms, equals in the order of the data set."
-    result = sorted(outcomes(report.detections, records, report.iou_threshold, score_threshold), key=lambda o: -o.mistakes)
+) -> list:  # of Outcome, most mistakes first; pictures without a mistake never
+    """The pictures with most misses and false alarms, equals in the order of the
+    data set.
+    """
+    result = sorted(
+        outcomes(
+            report.detections, records, report.iou_threshold, score_threshold
+        ),
+        key=lambda o: -o.mistakes,
+    )
     return [o for o in result[:n] if o.mistakes]
 
 # %% ../nbs/07a_evaluation.ipynb #ac6bd2dd
-FOUND_COLOR, FALSE_COLOR, MISSED_COLOR, LEFT_OUT_COLOR = (0, 158, 115), (213, 42, 30), (255, 150, 0), (154, 165, 177)
+FOUND_COLOR, FALSE_COLOR, MISSED_COLOR, LEFT_OUT_COLOR = (
+    (0, 158, 115),
+    (213, 42, 30),
+    (255, 150, 0),
+    (154, 165, 177),
+)
 
 
 def _dashed(image, box, color, thickness=2, dash=6):
     "Draw the edges of `box` as dashes, in place."
     x1, y1, x2, y2 = np.rint(box).astype(int).tolist()
-    for a, b, fixed, across in ((x1, x2, y1, False), (x1, x2, y2 - thickness, False), (y1, y2, x1, True), (y1, y2, x2 - thickness, True)):
+    for a, b, fixed, across in (
+        (x1, x2, y1, False),
+        (x1, x2, y2 - thickness, False),
+        (y1, y2, x1, True),
+        (y1, y2, x2 - thickness, True),
+    ):
         for start in range(a, b, 2 * dash):
             end = min(start + dash, b) - 1
-            corner, other = ((fixed, start), (fixed + thickness - 1, end)) if across else ((start, fixed), (end, fixed + thickness - 1))
+            corner, other = (
+                ((fixed, start), (fixed + thickness - 1, end))
+                if across
+                else ((start, fixed), (end, fixed + thickness - 1))
+            )
             cv2.rectangle(image, corner, other, color, -1)
 
 
 def draw_outcome(
     image: np.ndarray,  # (H, W, 3) uint8, the picture
-    record,             # its objects: `.boxes`, `.labels`, perhaps `.difficult` and `.crowd`
-    found,              # its detections: `.boxes`, `.scores`, `.labels`
-    outcome: Outcome,   # from `outcomes` or `worst`
-    class_names=None,   # K names; numbers where `None`
-    side: int = 0,      # smaller pictures are enlarged until the longer side is this long
+    # its objects: .boxes, .labels, perhaps .difficult and .crowd
+    record,
+    found,  # its detections: .boxes, .scores, .labels
+    outcome: Outcome,  # from outcomes or worst
+    class_names=None,  # K names; numbers where None
+    # smaller pictures are enlarged until the longer side is this long
+    side: int = 0,
 ) -> np.ndarray:  # (H', W', 3) uint8, a copy
-    "Draw hits green, false alarms red, missed objects as orange dashes and objects that do not count as grey dashes."
+    """Draw hits green, false alarms red, missed objects as orange dashes and
+    objects that do not count as grey dashes.
+    """
     height, width = image.shape[:2]
     scale = max(1, side / max(height, width))
-    image, fit = fit_to_canvas(image, (round(height * scale), round(width * scale)))
+    image, fit = fit_to_canvas(
+        image, (round(height * scale), round(width * scale))
+    )
     image, line = image.copy(), max(2, round(max(image.shape[:2]) / 130))
     name = lambda label: str(label) if class_names is None else class_names[label]
-    truth, boxes = (fit.to_canvas(np.asarray(v.boxes).reshape(-1, 4)) for v in (record, found))
-    ignored = _flags(record, "difficult", len(truth)) | _flags(record, "crowd", len(truth))
-    for o in np.flatnonzero(ignored): _dashed(image, truth[o], LEFT_OUT_COLOR, line)
-    for numbers, color in ((outcome.hits, FOUND_COLOR), (outcome.false_alarms, FALSE_COLOR)):
-        for d in numbers: draw_box(image, boxes[d], color, line)
-    for o in outcome.missed: _dashed(image, truth[o], MISSED_COLOR, line)
-    for numbers, color in ((outcome.hits, FOUND_COLOR), (outcome.false_alarms, FALSE_COLOR)):
-        for d in numbers: draw_caption(image, boxes[d], f"{name(int(found.labels[d]))} {float(found.scores[d]):.2f}", color)
-    for o in outcome.missed:  # inside the lower edge, since the upper one may bear the caption of a false alarm
-        draw_caption(image, truth[o][[0, 3, 2, 3]], f"{name(int(record.labels[o]))} missed", MISSED_COLOR)
+    truth, boxes = (
+        fit.to_canvas(np.asarray(v.boxes).reshape(-1, 4)) for v in (record, found)
+    )
+    ignored = _flags(record, "difficult", len(truth)) | _flags(
+        record, "crowd", len(truth)
+    )
+    for o in np.flatnonzero(ignored):
+        _dashed(image, truth[o], LEFT_OUT_COLOR, line)
+    for numbers, color in (
+        (outcome.hits, FOUND_COLOR),
+        (outcome.false_alarms, FALSE_COLOR),
+    ):
+        for d in numbers:
+            draw_box(image, boxes[d], color, line)
+    for o in outcome.missed:
+        _dashed(image, truth[o], MISSED_COLOR, line)
+    for numbers, color in (
+        (outcome.hits, FOUND_COLOR),
+        (outcome.false_alarms, FALSE_COLOR),
+    ):
+        for d in numbers:
+            draw_caption(
+                image,
+                boxes[d],
+                f"{name(int(found.labels[d]))} {float(found.scores[d]):.2f}",
+                color,
+            )
+    # inside the lower edge, since the upper one may bear the caption of a false
+    # alarm
+    for o in outcome.missed:
+        draw_caption(
+            image,
+            truth[o][[0, 3, 2, 3]],
+            f"{name(int(record.labels[o]))} missed",
+            MISSED_COLOR,
+        )
     return image
 
 
 def show_worst(
     report: Report,  # keeps the detections
-    records,         # the same records in the same order; `.image` is the path of the picture
-    n: int = 6,      # how many pictures
+    # the same records in the same order; .image is the path of the picture
+    records,
+    n: int = 6,  # how many pictures
     score_threshold: float = 0.5,  # lower scores are as if they were not there
-    columns: int = 3,              # pictures side by side
-):  # the matplotlib figure; `None` where no picture has a mistake
+    columns: int = 3,  # pictures side by side
+):  # the matplotlib figure; None where no picture has a mistake
     "The pictures with most mistakes, drawn by `draw_outcome`."
     chosen = worst(report, records, n, score_threshold)
-    if not chosen: return None
-    pictures = [draw_outcome(read_image(records[o.index].image), records[o.index], report.detections[o.index], o, report.class_names, side=400) for o in chosen]
-    return show_grid(pictures, [f"{len(o.missed)} missed, {len(o.false_alarms)} false" for o in chosen], columns)
+    if not chosen:
+        return None
+    pictures = [
+        draw_outcome(
+            read_image(records[o.index].image),
+            records[o.index],
+            report.detections[o.index],
+            o,
+            report.class_names,
+            side=400,
+        )
+        for o in chosen
+    ]
+    return show_grid(
+        pictures,
+        [f"{len(o.missed)} missed, {len(o.false_alarms)} false" for o in chosen],
+        columns,
+    )
 
 # %% ../nbs/07a_evaluation.ipynb #1cc97232
 class Mistake(NamedTuple):
     "One false alarm or one missed object, and what lies behind it."
-    index: int         # number of the picture
-    kind: str          # "false alarm" or "missed"
-    reason: str        # "double", "confused", "loose", "background"; or "unsure", "confused", "loose", "unseen"
-    label: int         # class of the detection, or of the object
-    other: int         # the other class of a confusion; −1
-    box: np.ndarray    # (4,) pixels, of the detection or of the object
-    score: float       # of the detection; of the unsure one behind a missed object; else NaN
+
+    index: int  # number of the picture
+    kind: str  # "false alarm" or "missed"
+    # "double", "confused", "loose", "background"; or "unsure", "confused",
+    # "loose", "unseen"
+    reason: str
+    label: int  # class of the detection, or of the object
+    other: int  # the other class of a confusion; −1
+    box: np.ndarray  # (4,) pixels, of the detection or of the object
+    # of the detection; of the unsure one behind a missed object; else NaN
+    score: float
 
 
-LOOSE = 0.1  # a box of the right class that overlaps its object less than this is about something else
+# a box of the right class that overlaps its object less than this is about
+# something else
+LOOSE = 0.1
 
 
 def find_mistakes(
     report: Report,  # keeps the detections
-    records,         # the same records in the same order
+    records,  # the same records in the same order
     score_threshold: float = 0.5,  # lower scores are as if they were not there
-) -> list:  # of `Mistake`: false alarms by falling score, then missed objects by falling size
-    "Every false alarm and every missed object of a data set, with the reason that the overlaps suggest."
+) -> list:  # of Mistake: false alarms by falling score, then missed objects by falling size
+    """Every false alarm and every missed object of a data set, with the reason
+    that the overlaps suggest.
+    """
     alarms, missed, t = [], [], report.iou_threshold
-    for outcome, found, record in zip(outcomes(report.detections, records, t, score_threshold), report.detections, records):
-        boxes, scores, labels = (np.asarray(v) for v in (found.boxes, found.scores, found.labels))
-        truth, classes = np.asarray(record.boxes, np.float64).reshape(-1, 4), np.asarray(record.labels).reshape(-1)
+    for outcome, found, record in zip(
+        outcomes(report.detections, records, t, score_threshold),
+        report.detections,
+        records,
+    ):
+        boxes, scores, labels = (
+            np.asarray(v) for v in (found.boxes, found.scores, found.labels)
+        )
+        truth, classes = (
+            np.asarray(record.boxes, np.float64).reshape(-1, 4),
+            np.asarray(record.labels).reshape(-1),
+        )
         iou = np.where((labels >= 0)[:, None], iou_matrix(boxes, truth), 0)
         same = labels[:, None] == classes
         largest = lambda values: max(values, default=0.0)
         for d in outcome.false_alarms:
-            own, foreign = np.where(same[d], iou[d], 0), np.where(same[d], 0, iou[d])
+            own, foreign = (
+                np.where(same[d], iou[d], 0),
+                np.where(same[d], 0, iou[d]),
+            )
             confused = largest(foreign) >= t
-            reason = "double" if largest(own) >= t else "confused" if confused else "loose" if largest(own) >= LOOSE else "background"
-            alarms.append(Mistake(outcome.index, "false alarm", reason, int(labels[d]), int(classes[foreign.argmax()]) if reason == "confused" else -1, boxes[d], float(scores[d])))
-        free = np.isin(np.arange(len(scores)), outcome.false_alarms)  # a hit belongs to the object that it hit
+            reason = (
+                "double"
+                if largest(own) >= t
+                else (
+                    "confused"
+                    if confused
+                    else "loose"
+                    if largest(own) >= LOOSE
+                    else "background"
+                )
+            )
+            alarms.append(
+                Mistake(
+                    outcome.index,
+                    "false alarm",
+                    reason,
+                    int(labels[d]),
+                    (
+                        int(classes[foreign.argmax()])
+                        if reason == "confused"
+                        else -1
+                    ),
+                    boxes[d],
+                    float(scores[d]),
+                )
+            )
+        # a hit belongs to the object that it hit
+        free = np.isin(np.arange(len(scores)), outcome.false_alarms)
         for o in outcome.missed:
             near, own = iou[:, o] >= t, same[:, o]
-            unsure, wrong = near & own & (scores < score_threshold), near & ~own & free
-            reason = "confused" if wrong.any() else "unsure" if unsure.any() else "loose" if (own & free & (iou[:, o] >= LOOSE)).any() else "unseen"
-            missed.append(Mistake(outcome.index, "missed", reason, int(classes[o]), int(labels[np.where(wrong, scores, -1).argmax()]) if reason == "confused" else -1,
-                                  truth[o], float(scores[unsure].max()) if reason == "unsure" else float("nan")))
+            unsure, wrong = (
+                near & own & (scores < score_threshold),
+                near & ~own & free,
+            )
+            reason = (
+                "confused"
+                if wrong.any()
+                else (
+                    "unsure"
+                    if unsure.any()
+                    else (
+                        "loose"
+                        if (own & free & (iou[:, o] >= LOOSE)).any()
+                        else "unseen"
+                    )
+                )
+            )
+            missed.append(
+                Mistake(
+                    outcome.index,
+                    "missed",
+                    reason,
+                    int(classes[o]),
+                    (
+                        int(labels[np.where(wrong, scores, -1).argmax()])
+                        if reason == "confused"
+                        else -1
+                    ),
+                    truth[o],
+                    (
+                        float(scores[unsure].max())
+                        if reason == "unsure"
+                        else float("nan")
+                    ),
+                )
+            )
     size = lambda m: (m.box[2] - m.box[0]) * (m.box[3] - m.box[1])
-    return sorted(alarms, key=lambda m: -m.score) + sorted(missed, key=lambda m: -size(m))
+    return sorted(alarms, key=lambda m: -m.score) + sorted(
+        missed, key=lambda m: -size(m)
+    )
 
 
 def describe_mistake(
@@ -527,81 +1014,151 @@ def describe_mistake(
     "A mistake in a few words."
     name = class_names[mistake.label]
     if mistake.kind == "false alarm":
-        return f"{name} {mistake.score:.2f}: " + {"double": "found already", "confused": f"is a {class_names[mistake.other]}", "loose": "box too loose", "background": "nothing marked there"}[mistake.reason]
-    return f"{name} missed: " + {"unsure": f"score only {mistake.score:.2f}", "confused": f"taken for {class_names[mistake.other]}", "loose": "boxed too loosely", "unseen": "not seen"}[mistake.reason]
+        return (
+            f"{name} {mistake.score:.2f}: "
+            + {
+                "double": "found already",
+                "confused": f"is a {class_names[mistake.other]}",
+                "loose": "box too loose",
+                "background": "nothing marked there",
+            }[mistake.reason]
+        )
+    return (
+        f"{name} missed: "
+        + {
+            "unsure": f"score only {mistake.score:.2f}",
+            "confused": f"taken for {class_names[mistake.other]}",
+            "loose": "boxed too loosely",
+            "unseen": "not seen",
+        }[mistake.reason]
+    )
 
 
 def mistakes_overview(
-    mistakes: list,  # of `find_mistakes`
-    class_names,     # K names
+    mistakes: list,  # of find_mistakes
+    class_names,  # K names
 ) -> str:
     "How many mistakes of which kind, and the most frequent confusions, as text."
     lines = []
-    for kind, reasons in (("false alarm", ("double", "confused", "loose", "background")), ("missed", ("unsure", "confused", "loose", "unseen"))):
+    for kind, reasons in (
+        ("false alarm", ("double", "confused", "loose", "background")),
+        ("missed", ("unsure", "confused", "loose", "unseen")),
+    ):
         some = [m.reason for m in mistakes if m.kind == kind]
-        lines.append(f"{'false alarms' if kind == 'false alarm' else 'missed objects'}: {len(some)}" + (f" ({', '.join(f'{some.count(r)} {r}' for r in reasons if r in some)})" if some else ""))
-    pairs = Counter((m.label, m.other) for m in mistakes if m.kind == "missed" and m.reason == "confused")
-    if pairs: lines.append("most often taken for another: " + ", ".join(f"{class_names[a]} for {class_names[b]} ({n})" for (a, b), n in pairs.most_common(5)))
+        lines.append(
+            f"{'false alarms' if kind == 'false alarm' else 'missed objects'}:"
+            f" {len(some)}"
+            + (
+                f" ({', '.join(f'{some.count(r)} {r}' for r in reasons if r in some)})"
+                if some
+                else ""
+            )
+        )
+    pairs = Counter(
+        (m.label, m.other)
+        for m in mistakes
+        if m.kind == "missed" and m.reason == "confused"
+    )
+    if pairs:
+        lines.append(
+            "most often taken for another: "
+            + ", ".join(
+                f"{class_names[a]} for {class_names[b]} ({n})"
+                for (a, b), n in pairs.most_common(5)
+            )
+        )
     return "\n".join(lines)
 
 
 def draw_mistake(
     image: np.ndarray,  # (H, W, 3) uint8, the picture
     mistake: Mistake,
-    side: int = 240,    # of the square crop, pixels
+    side: int = 240,  # of the square crop, pixels
 ) -> np.ndarray:  # (side, side, 3) uint8
-    "The place of a mistake, cut out with as much around it again, with its box: red a false alarm, orange dashes a missed object."
+    """The place of a mistake, cut out with as much around it again, with its box:
+    red a false alarm, orange dashes a missed object.
+    """
     x1, y1, x2, y2 = mistake.box
-    half = max(x2 - x1, y2 - y1, 16.0)  # the crop is twice as large as the longer side
+    # the crop is twice as large as the longer side
+    half = max(x2 - x1, y2 - y1, 16.0)
     left, top = (x1 + x2) / 2 - half, (y1 + y2) / 2 - half
     scale = side / (2 * half)
-    crop = cv2.warpAffine(image, np.array([[scale, 0, -left * scale], [0, scale, -top * scale]]), (side, side), flags=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR, borderValue=(127, 127, 127))
-    box = (np.array([x1 - left, y1 - top, x2 - left, y2 - top]) * scale)
-    if mistake.kind == "false alarm": draw_box(crop, box, FALSE_COLOR, 3)
-    else: _dashed(crop, box, MISSED_COLOR, 3)
+    crop = cv2.warpAffine(
+        image,
+        np.array([[scale, 0, -left * scale], [0, scale, -top * scale]]),
+        (side, side),
+        flags=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR,
+        borderValue=(127, 127, 127),
+    )
+    box = np.array([x1 - left, y1 - top, x2 - left, y2 - top]) * scale
+    if mistake.kind == "false alarm":
+        draw_box(crop, box, FALSE_COLOR, 3)
+    else:
+        _dashed(crop, box, MISSED_COLOR, 3)
     return crop
 
 # %% ../nbs/07a_evaluation.ipynb #3fb05e4e
 def confusion_matrix(
-    detections,       # one entry a picture with `.boxes`, `.scores`, `.labels`
-    records,          # one entry a picture with `.boxes`, `.labels`, and perhaps `.difficult` and `.crowd`
-    num_classes: int, # labels are 0 … num_classes − 1
-    iou_threshold: float = 0.5,   # an IoU of at least this is a match
-    score_threshold: float = 0.5, # lower scores are as if they were not there
+    detections,  # one entry a picture with .boxes, .scores, .labels
+    # one entry a picture with .boxes, .labels, and perhaps .difficult and .crowd
+    records,
+    num_classes: int,  # labels are 0 … num_classes − 1
+    iou_threshold: float = 0.5,  # an IoU of at least this is a match
+    score_threshold: float = 0.5,  # lower scores are as if they were not there
 ) -> np.ndarray:  # (K + 1, K + 1) int: rows are the truth and, last, background; columns what was detected and, last, missed
     """Which class is taken for which.
 
-    The hits of the VOC rules come first and make the diagonal. Then each detection left over, by falling score, takes the
-    object still free that it overlaps most, whatever its class: a confusion. Objects left over are missed, detections left
-    over stand in the row of the background, unless they reach a difficult or crowd object of any class.
+    The hits of the VOC rules come first and make the diagonal. Then each
+    detection left over, by falling score, takes the object still free that it
+    overlaps most, whatever its class: a confusion. Objects left over are missed,
+    detections left over stand in the row of the background, unless they reach a
+    difficult or crowd object of any class.
     """
     matrix = np.zeros((num_classes + 1, num_classes + 1), int)
-    for outcome, found, record in zip(outcomes(detections, records, iou_threshold, score_threshold), detections, records):
-        labels, scores, boxes = np.asarray(found.labels), np.asarray(found.scores), np.asarray(found.boxes)
-        truth, classes = np.asarray(record.boxes).reshape(-1, 4), np.asarray(record.labels)
+    for outcome, found, record in zip(
+        outcomes(detections, records, iou_threshold, score_threshold),
+        detections,
+        records,
+    ):
+        labels, scores, boxes = (
+            np.asarray(found.labels),
+            np.asarray(found.scores),
+            np.asarray(found.boxes),
+        )
+        truth, classes = (
+            np.asarray(record.boxes).reshape(-1, 4),
+            np.asarray(record.labels),
+        )
         np.add.at(matrix, (labels[outcome.hits], labels[outcome.hits]), 1)
         free, m = np.zeros(len(truth), bool), len(truth)
         free[outcome.missed] = True
         ignored = _flags(record, "difficult", m) | _flags(record, "crowd", m)
         iou = iou_matrix(boxes[outcome.false_alarms], truth)
         for row in np.argsort(-scores[outcome.false_alarms], kind="stable"):
-            label, close = labels[outcome.false_alarms[row]], iou[row] >= iou_threshold
+            label, close = (
+                labels[outcome.false_alarms[row]],
+                iou[row] >= iou_threshold,
+            )
             if (free & close).any():
                 taken = np.where(free, iou[row], -1).argmax()
                 free[taken] = False
                 matrix[classes[taken], label] += 1
-            elif not (ignored & close).any(): matrix[num_classes, label] += 1
+            elif not (ignored & close).any():
+                matrix[num_classes, label] += 1
         np.add.at(matrix, (classes[free], num_classes), 1)
     return matrix
 
 # %% ../nbs/07a_evaluation.ipynb #840f138b
 def plot_confusion(
-    matrix: np.ndarray,  # (K + 1, K + 1) from `confusion_matrix`
-    class_names,         # K names
-    ax=None,             # matplotlib axes; a new figure where `None`
+    matrix: np.ndarray,  # (K + 1, K + 1) from confusion_matrix
+    class_names,  # K names
+    ax=None,  # matplotlib axes; a new figure where None
 ):  # the axes
-    "Show a confusion matrix, each row shaded by its shares and every count written in its cell."
+    """Show a confusion matrix, each row shaded by its shares and every count
+    written in its cell.
+    """
     import matplotlib.pyplot as plt
+
     K = len(class_names)
     if ax is None:
         side = 2 + 0.45 * (K + 1)
@@ -609,7 +1166,15 @@ def plot_confusion(
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for r, c in zip(*np.nonzero(matrix)):
-        ax.text(c, r, matrix[r, c], ha="center", va="center", fontsize=9, color="white" if shares[r, c] > 0.55 else "black")
+        ax.text(
+            c,
+            r,
+            matrix[r, c],
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="white" if shares[r, c] > 0.55 else "black",
+        )
     ax.set_xticks(range(K + 1), [*class_names, "missed"], rotation=45, ha="right")
     ax.set_yticks(range(K + 1), [*class_names, "background"])
     ax.set(xlabel="detected as", ylabel="truth")
@@ -620,72 +1185,132 @@ def plot_confusion(
 
 # %% ../nbs/07a_evaluation.ipynb #1ab60b34
 def _shared_classes(detector, dataset):
-    "Class names of the data set, then those that only the detector has; and the place of each of the detector's labels among them."
-    known, wanted = getattr(detector, "class_names", None), tuple(dataset.class_names)
-    if not known: raise ValueError("the detector has no class names: wrap it with retinanet_box(model, class_names=…)")
+    """Class names of the data set, then those that only the detector has; and the
+    place of each of the detector's labels among them.
+    """
+    known, wanted = (
+        getattr(detector, "class_names", None),
+        tuple(dataset.class_names),
+    )
+    if not known:
+        raise ValueError(
+            "the detector has no class names: wrap it with retinanet_box(model,"
+            " class_names=…)"
+        )
     missing = [n for n in wanted if n not in known]
     if missing:
-        raise ValueError(f"the data set has {len(missing)} class(es) that the detector does not know: {', '.join(missing)}; it knows {', '.join(known)}. "
-                         "Give the data set the detector's class_names, or train with these classes")
+        raise ValueError(
+            f"the data set has {len(missing)} class(es) that the detector does"
+            f" not know: {', '.join(missing)}; it knows {', '.join(known)}. Give"
+            " the data set the detector's class_names, or train with these"
+            " classes"
+        )
     names = wanted + tuple(n for n in known if n not in wanted)
     return names, np.array([names.index(n) for n in known])
 
 
 def _canvases(records, size, workers):
-    "Yield canvas and `Fit` of every picture, in order, decoded in threads a little ahead of need."
+    """Yield canvas and `Fit` of every picture, in order, decoded in threads a
+    little ahead of need.
+    """
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
         try:
             for record in records:
-                waiting.append(pool.submit(lambda path: fit_to_canvas(read_image(path), size), record.image))
-                if len(waiting) > 8 * workers: yield waiting.popleft().result()
-            while waiting: yield waiting.popleft().result()
+                waiting.append(
+                    pool.submit(
+                        lambda path: fit_to_canvas(read_image(path), size),
+                        record.image,
+                    )
+                )
+                if len(waiting) > 8 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
-            for future in waiting: future.cancel()
+            for future in waiting:
+                future.cancel()
 
 
 def predict_dataset(
-    detector,     # `keras.Model` whose `predict_on_batch(images)` gives boxes (B, D, 4), scores (B, D), labels (B, D), padded with −1
-    records,      # sequence with the path `.image` in each entry
-    batch_size: int = 8,                    # pictures a step; the last batch is filled up, so that the shape never changes
-    score_threshold: float | None = None,   # leave out lower scores; `None` keeps all that the detector gives
-    progress: bool = True,                  # a bar on standard error
-    workers: int = 2,                       # threads that decode
-) -> list:  # of `Found`, one a picture, in the picture's own pixels
-    "Run the detector over pictures, each scaled onto the canvas that the detector was trained for (its `hyperparameters.image_size`)."
-    if batch_size < 1: raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    # keras.Model whose predict_on_batch(images) gives boxes (B, D, 4), scores (B,
+    # D), labels (B, D), padded with −1
+    detector,
+    records,  # sequence with the path .image in each entry
+    # pictures a step; the last batch is filled up, so that the shape never
+    # changes
+    batch_size: int = 8,
+    # leave out lower scores; None keeps all that the detector gives
+    score_threshold: float | None = None,
+    progress: bool = True,  # a bar on standard error
+    workers: int = 2,  # threads that decode
+) -> list:  # of Found, one a picture, in the picture's own pixels
+    """Run the detector over pictures, each scaled onto the canvas that the
+    detector was trained for (its `hyperparameters.image_size`).
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     from tqdm import tqdm
-    size = tuple(getattr(getattr(detector, "hyperparameters", None), "image_size", (512, 512)))
+
+    size = tuple(
+        getattr(
+            getattr(detector, "hyperparameters", None), "image_size", (512, 512)
+        )
+    )
     found, stream = [], _canvases(records, size, workers)
-    with tqdm(total=len(records), unit="picture", desc="detecting", disable=not progress) as bar:
+    with tqdm(
+        total=len(records), unit="picture", desc="detecting", disable=not progress
+    ) as bar:
         for start in range(0, len(records), batch_size):
-            batch = [next(stream) for _ in range(min(batch_size, len(records) - start))]
+            batch = [
+                next(stream) for _ in range(min(batch_size, len(records) - start))
+            ]
             images = np.zeros((batch_size, *size, 3), np.uint8)
-            for slot, (canvas, _) in zip(images, batch): slot[:] = canvas
-            boxes, scores, labels = (np.asarray(v) for v in detector.predict_on_batch(images))
+            for slot, (canvas, _) in zip(images, batch):
+                slot[:] = canvas
+            boxes, scores, labels = (
+                np.asarray(v) for v in detector.predict_on_batch(images)
+            )
             for (_, fit), b, s, l in zip(batch, boxes, scores, labels):
-                keep = l >= 0 if score_threshold is None else (l >= 0) & (s >= score_threshold)
-                found.append(Found(np.asarray(fit.to_image(b[keep]), np.float32).reshape(-1, 4), s[keep], l[keep].astype(np.int32)))
+                keep = (
+                    l >= 0
+                    if score_threshold is None
+                    else (l >= 0) & (s >= score_threshold)
+                )
+                found.append(
+                    Found(
+                        np.asarray(fit.to_image(b[keep]), np.float32).reshape(
+                            -1, 4
+                        ),
+                        s[keep],
+                        l[keep].astype(np.int32),
+                    )
+                )
             bar.update(len(batch))
     return found
 
 
 def evaluate(
-    detector,  # from `retinanet_box` or `load_detector`, with `.class_names`
-    dataset,   # sequence of `Record` with `.class_names`, such as `VOCDataset`
-    batch_size: int = 8,                   # pictures a step
-    iou_threshold: float = 0.5,            # for the VOC figures
-    score_threshold: float | None = None,  # leave out lower scores; `None` keeps all that the detector gives
-    progress: bool = True,                 # a bar on standard error
-    coco: bool = True,                     # also COCO's figures
+    detector,  # from retinanet_box or load_detector, with .class_names
+    dataset,  # sequence of Record with .class_names, such as VOCDataset
+    batch_size: int = 8,  # pictures a step
+    iou_threshold: float = 0.5,  # for the VOC figures
+    # leave out lower scores; None keeps all that the detector gives
+    score_threshold: float | None = None,
+    progress: bool = True,  # a bar on standard error
+    coco: bool = True,  # also COCO's figures
 ) -> Report:
-    """Run a detector over a data set and report how good it is. Labels are matched by class name.
+    """Run a detector over a data set and report how good it is. Labels are
+    matched by class name.
 
-    Classes that only the detector has are listed after those of the data set; without objects they have no AP.
-    Raises `ValueError` naming the classes of the data set that the detector does not know.
+    Classes that only the detector has are listed after those of the data set;
+    without objects they have no AP. Raises `ValueError` naming the classes of the
+    data set that the detector does not know.
     """
     names, places = _shared_classes(detector, dataset)
     records = list(dataset)
-    found = predict_dataset(detector, records, batch_size, score_threshold, progress)
+    found = predict_dataset(
+        detector, records, batch_size, score_threshold, progress
+    )
     found = [d._replace(labels=places[d.labels].astype(np.int32)) for d in found]
     return evaluate_detections(found, records, names, iou_threshold, coco)

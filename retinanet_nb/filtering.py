@@ -6,6 +6,8 @@
 __all__ = ['non_max_suppression', 'filter_detections', 'FilterDetections']
 
 # %% ../nbs/04c_filtering.ipynb #d866a54d
+#| code-fold: true
+#| code-summary: "Imports"
 import keras
 from keras import ops
 
@@ -13,29 +15,43 @@ from .boxes import overlaps
 
 # %% ../nbs/04c_filtering.ipynb #fec34c9b
 def non_max_suppression(
-    boxes,                      # (B, C, 4) pixels
-    scores,                     # (B, C); negative: not a candidate
-    labels,                     # (B, C) whole numbers; only boxes of one label suppress each other
-    nms_threshold: float = 0.5, # a kept box suppresses those that overlap it more than this
+    boxes,  # (B, C, 4) pixels
+    scores,  # (B, C); negative: not a candidate
+    # (B, C) whole numbers; only boxes of one label suppress each other
+    labels,
+    # a kept box suppresses those that overlap it more than this
+    nms_threshold: float = 0.5,
     max_detections: int = 300,  # D
 ):
-    """Indices of the boxes that greedy suppression keeps, (B, D) int32, best score first, −1 where no more are kept.
+    """Indices of the boxes that greedy suppression keeps, (B, D) int32, best
+    score first, −1 where no more are kept.
 
-    Exactly the set of the sequential algorithm: D times, take the best candidate left and cross out its neighbours.
-    One loop of fixed length with the batch inside each step, so that XLA, ONNX and every engine take it.
+    Exactly the set of the sequential algorithm: D times, take the best candidate
+    left and cross out its neighbours. One loop of fixed length with the batch
+    inside each step, so that XLA, ONNX and every engine take it.
     """
     boxes, labels = ops.cast(boxes, "float32"), ops.cast(labels, "int32")
     alive = ops.cast(scores, "float32")
-    places, slots = ops.arange(ops.shape(alive)[1], dtype="int32"), ops.arange(max_detections, dtype="int32")
+    places, slots = (
+        ops.arange(ops.shape(alive)[1], dtype="int32"),
+        ops.arange(max_detections, dtype="int32"),
+    )
 
     def step(i, state):
         alive, kept = state
-        best = ops.cast(ops.argmax(alive, axis=1), "int32")[:, None]                           # (B, 1); of equals the first
+        # (B, 1); of equals the first
+        best = ops.cast(ops.argmax(alive, axis=1), "int32")[:, None]
         found = ops.max(alive, axis=1, keepdims=True) >= 0
-        is_best = places == best                                                               # (B, C)
-        box = ops.sum(ops.where(is_best[..., None], boxes, 0.0), axis=1, keepdims=True)        # (B, 1, 4)
+        # (B, C)
+        is_best = places == best
+        # (B, 1, 4)
+        box = ops.sum(
+            ops.where(is_best[..., None], boxes, 0.0), axis=1, keepdims=True
+        )
         label = ops.sum(ops.where(is_best, labels, 0), axis=1, keepdims=True)
-        gone = is_best | ((overlaps(box, boxes)[:, 0] > nms_threshold) & (labels == label))
+        gone = is_best | (
+            (overlaps(box, boxes)[:, 0] > nms_threshold) & (labels == label)
+        )
         alive = ops.where(gone & found, -1.0, alive)
         kept = ops.where((slots == i) & found, best, kept)
         return alive, kept
@@ -45,75 +61,131 @@ def non_max_suppression(
 
 # %% ../nbs/04c_filtering.ipynb #b52da462
 def _candidates(
-    boxes,                        # (B, N, 4) pixels
-    scores,                       # (B, N, K) in 0…1
-    class_specific_filter: bool,  # every pair of anchor and class, or every anchor with its best class
-    score_threshold: float,       # scores must be higher than this
-    k: int,                       # how many
+    boxes,  # (B, N, 4) pixels
+    scores,  # (B, N, K) in 0…1
+    # every pair of anchor and class, or every anchor with its best class
+    class_specific_filter: bool,
+    score_threshold: float,  # scores must be higher than this
+    k: int,  # how many
 ):
-    "The k best candidates of each picture: boxes (B, k, 4), scores (B, k) falling, −1 where there are no more, labels (B, k) int32."
-    if class_specific_filter: flat = ops.reshape(scores, (ops.shape(scores)[0], -1))           # (B, N·K): anchor by anchor, class by class
-    else: flat = ops.max(scores, axis=-1)
+    """The k best candidates of each picture: boxes (B, k, 4), scores (B, k)
+    falling, −1 where there are no more, labels (B, k) int32.
+    """
+    # (B, N·K): anchor by anchor, class by class
+    if class_specific_filter:
+        flat = ops.reshape(scores, (ops.shape(scores)[0], -1))
+    else:
+        flat = ops.max(scores, axis=-1)
     flat = ops.where(flat > score_threshold, flat, -1.0)
-    flat = ops.pad(flat, [[0, 0], [0, k]], constant_values=-1.0)                               # k exist, however few anchors there are
+    # k exist, however few anchors there are
+    flat = ops.pad(flat, [[0, 0], [0, k]], constant_values=-1.0)
     top_scores, top = ops.top_k(flat, k)
-    top = ops.where(top_scores >= 0, ops.cast(top, "int32"), 0)                                # padding must not point outside
+    # padding must not point outside
+    top = ops.where(top_scores >= 0, ops.cast(top, "int32"), 0)
     if class_specific_filter:
         num_classes = scores.shape[-1]
         anchor, labels = top // num_classes, top % num_classes
     else:
-        anchor, labels = top, ops.take_along_axis(ops.cast(ops.argmax(scores, axis=-1), "int32"), top, axis=1)
-    return ops.take_along_axis(boxes, anchor[..., None], axis=1), top_scores, labels
+        anchor, labels = (
+            top,
+            ops.take_along_axis(
+                ops.cast(ops.argmax(scores, axis=-1), "int32"), top, axis=1
+            ),
+        )
+    return (
+        ops.take_along_axis(boxes, anchor[..., None], axis=1),
+        top_scores,
+        labels,
+    )
 
 # %% ../nbs/04c_filtering.ipynb #980b36dc
 def _fetch(x, at):
     "The rows `at` (B, D) of `x` (B, C) or (B, C, 4); −1 where `at` is −1."
     at = at[..., None] if len(x.shape) == 3 else at
-    return ops.where(at >= 0, ops.take_along_axis(x, ops.maximum(at, 0), axis=1), ops.cast(-1, x.dtype))
+    return ops.where(
+        at >= 0,
+        ops.take_along_axis(x, ops.maximum(at, 0), axis=1),
+        ops.cast(-1, x.dtype),
+    )
 
 
 def filter_detections(
-    boxes,                               # (B, N, 4) pixels
-    scores,                              # (B, N, K) in 0…1
-    class_specific_filter: bool = True,  # only boxes of one class suppress each other
-    nms: bool = True,                    # suppress at all
-    score_threshold: float = 0.05,       # scores must be higher than this
-    nms_threshold: float = 0.5,          # a better box suppresses those that overlap it more than this
-    pre_nms_top_k: int = 1000,           # candidates that enter suppression, over all levels
-    max_detections: int = 300,           # D
+    boxes,  # (B, N, 4) pixels
+    scores,  # (B, N, K) in 0…1
+    # only boxes of one class suppress each other
+    class_specific_filter: bool = True,
+    nms: bool = True,  # suppress at all
+    score_threshold: float = 0.05,  # scores must be higher than this
+    # a better box suppresses those that overlap it more than this
+    nms_threshold: float = 0.5,
+    # candidates that enter suppression, over all levels
+    pre_nms_top_k: int = 1000,
+    max_detections: int = 300,  # D
 ):
-    """The best D detections of each picture: boxes (B, D, 4) in pixels, scores (B, D), labels (B, D) int32.
+    """The best D detections of each picture: boxes (B, D, 4) in pixels, scores
+    (B, D), labels (B, D) int32.
 
-    Scores fall; where fewer are left, −1 fills up. Without `class_specific_filter` an anchor speaks only for its best class,
-    and boxes suppress each other whatever their class. Source: RetinaNet (Lin et al. 2017), section 4.1, "Inference".
+    Scores fall; where fewer are left, −1 fills up. Without
+    `class_specific_filter` an anchor speaks only for its best class, and boxes
+    suppress each other whatever their class. Source: RetinaNet (Lin et al. 2017),
+    section 4.1, "Inference".
     """
     boxes, scores = ops.cast(boxes, "float32"), ops.cast(scores, "float32")
     k = pre_nms_top_k if nms else max_detections
-    boxes, scores, labels = _candidates(boxes, scores, class_specific_filter, score_threshold, k)
-    if nms: kept = non_max_suppression(boxes, scores, labels if class_specific_filter else ops.zeros_like(labels), nms_threshold, max_detections)
-    else: kept = ops.where(scores >= 0, ops.arange(k, dtype="int32"), -1)
+    boxes, scores, labels = _candidates(
+        boxes, scores, class_specific_filter, score_threshold, k
+    )
+    if nms:
+        kept = non_max_suppression(
+            boxes,
+            scores,
+            labels if class_specific_filter else ops.zeros_like(labels),
+            nms_threshold,
+            max_detections,
+        )
+    else:
+        kept = ops.where(scores >= 0, ops.arange(k, dtype="int32"), -1)
     return _fetch(boxes, kept), _fetch(scores, kept), _fetch(labels, kept)
 
 # %% ../nbs/04c_filtering.ipynb #d134d46c
 @keras.saving.register_keras_serializable("retinanet_nb")
 class FilterDetections(keras.layers.Layer):
-    "`[boxes (B, N, 4), scores (B, N, K)]` → boxes (B, D, 4), scores (B, D), labels (B, D) int32, by `filter_detections` with the same arguments."
-    def __init__(self,
-                 class_specific_filter=True,  # only boxes of one class suppress each other
-                 nms=True,                    # suppress at all
-                 score_threshold=0.05,        # scores must be higher than this
-                 nms_threshold=0.5,           # a better box suppresses those that overlap it more than this
-                 pre_nms_top_k=1000,          # candidates that enter suppression, over all levels
-                 max_detections=300,          # D
-                 **kwargs):
-        super().__init__(**kwargs)
-        self.options = dict(class_specific_filter=class_specific_filter, nms=nms, score_threshold=score_threshold, nms_threshold=nms_threshold,
-                            pre_nms_top_k=pre_nms_top_k, max_detections=max_detections)
+    """`[boxes (B, N, 4), scores (B, N, K)]` → boxes (B, D, 4), scores (B, D),
+    labels (B, D) int32, by `filter_detections` with the same arguments.
+    """
 
-    def call(self, inputs): return filter_detections(*inputs, **self.options)
+    def __init__(
+        self,
+        class_specific_filter=True,  # only boxes of one class suppress each other
+        nms=True,  # suppress at all
+        score_threshold=0.05,  # scores must be higher than this
+        # a better box suppresses those that overlap it more than this
+        nms_threshold=0.5,
+        # candidates that enter suppression, over all levels
+        pre_nms_top_k=1000,
+        max_detections=300,  # D
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.options = dict(
+            class_specific_filter=class_specific_filter,
+            nms=nms,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            pre_nms_top_k=pre_nms_top_k,
+            max_detections=max_detections,
+        )
+
+    def call(self, inputs):
+        return filter_detections(*inputs, **self.options)
 
     def compute_output_spec(self, inputs):
         b, d = inputs[0].shape[0], self.options["max_detections"]
-        return keras.KerasTensor((b, d, 4), "float32"), keras.KerasTensor((b, d), "float32"), keras.KerasTensor((b, d), "int32")
+        return (
+            keras.KerasTensor((b, d, 4), "float32"),
+            keras.KerasTensor((b, d), "float32"),
+            keras.KerasTensor((b, d), "int32"),
+        )
 
-    def get_config(self): return {**super().get_config(), **self.options}
+    def get_config(self):
+        return {**super().get_config(), **self.options}

@@ -6,16 +6,22 @@
 __all__ = ['UpsampleLike', 'feature_pyramid']
 
 # %% ../nbs/03a_fpn.ipynb #393f5132
+#| code-fold: true
+#| code-summary: "Imports"
 import keras
 from keras import ops
 
 # %% ../nbs/03a_fpn.ipynb #b8a231c2
 @keras.saving.register_keras_serializable("retinanet_nb")
 class UpsampleLike(keras.layers.Layer):
-    """`[source, target]` → the source (B, h, w, C) doubled by nearest neighbours and cut to the target's height and width, (B, H, W, C).
+    """`[source, target]` → the source (B, h, w, C) doubled by nearest neighbours
+    and cut to the target's height and width, (B, H, W, C).
 
-    H and W of the target must be 2h or 2h − 1 and 2w or 2w − 1, as they are for ⌈·/s⌉ and ⌈·/2s⌉. Source: Feature Pyramid Networks (Lin et al. 2017), section 3.
+    H and W of the target must be 2h or 2h − 1 and 2w or 2w − 1, as they are for
+    ⌈·/s⌉ and ⌈·/2s⌉. Source: Feature Pyramid Networks (Lin et al. 2017), section
+    3.
     """
+
     def call(self, inputs):
         source, target = inputs
         h, w = ops.shape(target)[1:3]
@@ -27,17 +33,23 @@ class UpsampleLike(keras.layers.Layer):
 
 # %% ../nbs/03a_fpn.ipynb #8166e479
 def feature_pyramid(
-    c3,                       # (B, ⌈H/8⌉, ⌈W/8⌉, ·)
-    c4,                       # (B, ⌈H/16⌉, ⌈W/16⌉, ·)
-    c5,                       # (B, ⌈H/32⌉, ⌈W/32⌉, ·)
+    c3,  # (B, ⌈H/8⌉, ⌈W/8⌉, ·)
+    c4,  # (B, ⌈H/16⌉, ⌈W/16⌉, ·)
+    c5,  # (B, ⌈H/32⌉, ⌈W/32⌉, ·)
     feature_size: int = 256,  # channels of every level
 ) -> list:
-    """P3…P7 of the backbone's C3…C5: five maps (B, ⌈H/s⌉, ⌈W/s⌉, `feature_size`), s = 8, 16, 32, 64, 128.
+    """P3…P7 of the backbone's C3…C5: five maps (B, ⌈H/s⌉, ⌈W/s⌉, `feature_size`),
+    s = 8, 16, 32, 64, 128.
 
-    Source: Feature Pyramid Networks (Lin et al. 2017), section 3; P6 and P7 as in RetinaNet (Lin et al. 2017), section 4.
+    Source: Feature Pyramid Networks (Lin et al. 2017), section 3; P6 and P7 as in
+    RetinaNet (Lin et al. 2017), section 4.
     """
-    conv = lambda name, size=3, stride=1: keras.layers.Conv2D(feature_size, size, stride, padding="same", name=name)
-    up = lambda name, source, target: keras.layers.Add(name=name)([target, UpsampleLike(name=f"{name}_upsampled")([source, target])])
+    conv = lambda name, size=3, stride=1: keras.layers.Conv2D(
+        feature_size, size, stride, padding="same", name=name
+    )
+    up = lambda name, source, target: keras.layers.Add(name=name)(
+        [target, UpsampleLike(name=f"{name}_upsampled")([source, target])]
+    )
     m5 = conv("C5_reduced", 1)(c5)
     m4 = up("P4_merged", m5, conv("C4_reduced", 1)(c4))
     m3 = up("P3_merged", m4, conv("C3_reduced", 1)(c3))

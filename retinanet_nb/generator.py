@@ -7,6 +7,8 @@ __all__ = ['MIN_VISIBLE', 'flip_horizontally', 'jitter_color', 'zoom_to_canvas',
            'train_generator', 'show_batch']
 
 # %% ../nbs/06b_generator.ipynb #ef67fb0a
+#| code-fold: true
+#| code-summary: "Imports"
 import os
 import threading
 import time
@@ -16,121 +18,238 @@ import cv2
 import keras
 import numpy as np
 
-from .pictures import draw_detections, fit_to_canvas, read_image, show_grid
+from retinanet_nb.pictures import (
+    draw_detections,
+    fit_to_canvas,
+    read_image,
+    show_grid,
+)
 
 # %% ../nbs/06b_generator.ipynb #ec1342a6
-MIN_VISIBLE = 0.3 # an object that a random crop leaves with a smaller share of its box is no target any more
+# an object that a random crop leaves with a smaller share of its box is no target
+# any more
+MIN_VISIBLE = 0.3
 
-def flip_horizontally(image: np.ndarray, # (H, W, 3)
-                      boxes: np.ndarray, # (n, 4) pixels
-                      ) -> tuple: # mirrored image, mirrored boxes
-    "Mirror a picture and its boxes, left to right: an edge at `x` goes to `W − x`, and left and right edges change places."
+
+def flip_horizontally(
+    image: np.ndarray,  # (H, W, 3)
+    boxes: np.ndarray,  # (n, 4) pixels
+) -> tuple:  # mirrored image, mirrored boxes
+    """Mirror a picture and its boxes, left to right: an edge at `x` goes to `W −
+    x`, and left and right edges change places.
+    """
     boxes = np.asarray(boxes)
-    return cv2.flip(image, 1), np.stack([image.shape[1] - boxes[:, 2], boxes[:, 1], image.shape[1] - boxes[:, 0], boxes[:, 3]], axis=1)
+    return cv2.flip(image, 1), np.stack(
+        [
+            image.shape[1] - boxes[:, 2],
+            boxes[:, 1],
+            image.shape[1] - boxes[:, 0],
+            boxes[:, 3],
+        ],
+        axis=1,
+    )
 
 # %% ../nbs/06b_generator.ipynb #5bed8252
-def jitter_color(image: np.ndarray, # (H, W, 3) uint8 RGB
-                 brightness: float = 1.0, # factor on everything
-                 contrast: float = 1.0, # factor on the distance from the picture's mean grey
-                 saturation: float = 1.0, # factor on the distance of a pixel from its own grey
-                 ) -> np.ndarray: # (H, W, 3) uint8
-    "Change brightness, contrast and saturation in one pass: all three are linear, so together they are one 3×4 matrix."
+def jitter_color(
+    image: np.ndarray,  # (H, W, 3) uint8 RGB
+    brightness: float = 1.0,  # factor on everything
+    contrast: float = 1.0,  # factor on the distance from the picture's mean grey
+    # factor on the distance of a pixel from its own grey
+    saturation: float = 1.0,
+) -> np.ndarray:  # (H, W, 3) uint8
+    """Change brightness, contrast and saturation in one pass: all three are
+    linear, so together they are one 3×4 matrix.
+    """
     grey = np.array([0.299, 0.587, 0.114])
     mean = float(np.dot(cv2.mean(image)[:3], grey))
-    matrix = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * grey)
+    matrix = (
+        brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * grey)
+    )
     offset = np.full((3, 1), brightness * (1 - contrast) * mean)
     return cv2.transform(image, np.hstack([matrix, offset]))
 
 # %% ../nbs/06b_generator.ipynb #b25e5460
-def zoom_to_canvas(image: np.ndarray, # (h, w, 3) uint8
-                   boxes: np.ndarray, # (n, 4) pixels of the image
-                   size: tuple, # (H, W) of the canvas
-                   zoom: float = 1.0, # 1 fits the whole picture; above 1 a part fills the canvas, below 1 the picture is smaller
-                   at: tuple = (0.0, 0.0), # which part: (down, right), 0…1 of what there is to spare
-                   ) -> tuple: # canvas (H, W, 3), boxes (n, 4) clipped to it, share (n,) of each box still on it
-    "Fit a picture onto a canvas at `zoom` times the size that would just fit, cropping at `at`; zeros where no picture is."
+def zoom_to_canvas(
+    image: np.ndarray,  # (h, w, 3) uint8
+    boxes: np.ndarray,  # (n, 4) pixels of the image
+    size: tuple,  # (H, W) of the canvas
+    # 1 fits the whole picture; above 1 a part fills the canvas,
+    # below 1 the picture is smaller
+    zoom: float = 1.0,
+    # which part: (down, right), 0…1 of what there is to spare
+    at: tuple = (0.0, 0.0),
+) -> tuple:  # canvas (H, W, 3), boxes (n, 4) clipped to it, share (n,) of each box still on it
+    """Fit a picture onto a canvas at `zoom` times the size that would just fit,
+    cropping at `at`; zeros where no picture is.
+    """
     H, W = map(int, size)
-    big, fit = fit_to_canvas(image, (max(1, round(H * zoom)), max(1, round(W * zoom))))
-    spare = [max(0, int(n * fit.scale) - m) for n, m in zip(image.shape[:2], (H, W))]
+    big, fit = fit_to_canvas(
+        image, (max(1, round(H * zoom)), max(1, round(W * zoom)))
+    )
+    spare = [
+        max(0, int(n * fit.scale) - m) for n, m in zip(image.shape[:2], (H, W))
+    ]
     down, right = (round(s * a) for s, a in zip(spare, at))
-    part = big[down:down + H, right:right + W]
-    canvas = np.zeros((H, W, 3), np.uint8); canvas[:part.shape[0], :part.shape[1]] = part
-    moved = fit.to_canvas(np.asarray(boxes, np.float32).reshape(-1, 4)) - np.array([right, down, right, down], np.float32)
+    part = big[down : down + H, right : right + W]
+    canvas = np.zeros((H, W, 3), np.uint8)
+    canvas[: part.shape[0], : part.shape[1]] = part
+    moved = fit.to_canvas(
+        np.asarray(boxes, np.float32).reshape(-1, 4)
+    ) - np.array([right, down, right, down], np.float32)
     clipped = np.clip(moved, 0, [W, H, W, H]).astype(np.float32)
-    area = lambda b: np.maximum(b[:, 2] - b[:, 0], 0) * np.maximum(b[:, 3] - b[:, 1], 0)
+    area = lambda b: (
+        np.maximum(b[:, 2] - b[:, 0], 0) * np.maximum(b[:, 3] - b[:, 1], 0)
+    )
     return canvas, clipped, area(clipped) / np.maximum(area(moved), 1e-9)
 
 # %% ../nbs/06b_generator.ipynb #a4c0fc3f
-def make_example(image: np.ndarray, # (h, w, 3) uint8 RGB
-                 boxes: np.ndarray, # (n, 4) pixels
-                 labels: np.ndarray, # (n,)
-                 hyperparameters, # `HyperParameters`: image_size, flip, scale_jitter, color_jitter
-                 rng: np.random.Generator = None, # None: no augmentation
-                 ) -> tuple: # canvas (H, W, 3) uint8, boxes (m, 4) float32, labels (m,) int32, m <= n
-    "One picture as the network gets it, with its targets; augmented where `rng` is given. Objects that a crop leaves with less than `MIN_VISIBLE` of their box are dropped."
-    hp, boxes, labels = hyperparameters, np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(labels, np.int32)
+def make_example(
+    image: np.ndarray,  # (h, w, 3) uint8 RGB
+    boxes: np.ndarray,  # (n, 4) pixels
+    labels: np.ndarray,  # (n,)
+    # HyperParameters: image_size, flip, scale_jitter, color_jitter
+    hyperparameters,
+    rng: np.random.Generator = None,  # None: no augmentation
+) -> (
+    tuple
+):  # canvas (H, W, 3) uint8, boxes (m, 4) float32, labels (m,) int32, m <= n
+    """One picture as the network gets it, with its targets; augmented where `rng`
+    is given.
+
+    Objects that a crop leaves with less than `MIN_VISIBLE` of their box are
+    dropped.
+    """
+    hp, boxes, labels = (
+        hyperparameters,
+        np.asarray(boxes, np.float32).reshape(-1, 4),
+        np.asarray(labels, np.int32),
+    )
     zoom, at = 1.0, (0.0, 0.0)
     if rng is not None:
-        # the same numbers are drawn whatever is switched on, so that one option does not change the others' luck
-        luck, u, at, c = rng.random(), rng.random(), rng.random(2), rng.uniform(-1, 1, 3)
-        if luck < hp.flip: image, boxes = flip_horizontally(image, boxes)
-        if hp.color_jitter: image = jitter_color(image, *(1 + hp.color_jitter * c))
+        # the same numbers are drawn whatever is switched on, so that one option
+        # does not change the others' luck
+        luck, u, at, c = (
+            rng.random(),
+            rng.random(),
+            rng.random(2),
+            rng.uniform(-1, 1, 3),
+        )
+        if luck < hp.flip:
+            image, boxes = flip_horizontally(image, boxes)
+        if hp.color_jitter:
+            image = jitter_color(image, *(1 + hp.color_jitter * c))
         low, high = hp.scale_jitter
-        zoom = low * (high / low) ** u # even on a scale of ratios: twice as large is as likely as half as large
+        # even on a scale of ratios: twice as large is as likely as half as large
+        zoom = low * (high / low) ** u
     canvas, boxes, share = zoom_to_canvas(image, boxes, hp.image_size, zoom, at)
     keep = share >= MIN_VISIBLE
     return canvas, boxes[keep], labels[keep]
 
 # %% ../nbs/06b_generator.ipynb #72e5984f
 class TrainGenerator(keras.utils.PyDataset):
-    "Batches of a data set for `fit`; made by `train_generator`, which explains it."
-    def __init__(self, dataset, hyperparameters, batch_size, training=True, seed=0, workers=2):
-        # Keras's own enqueuer stays out (workers=1): with the JAX engine it hands out the batches of an epoch in the wrong order
+    """Batches of a data set for `fit`; made by `train_generator`, which explains
+    it.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        hyperparameters,
+        batch_size,
+        training=True,
+        seed=0,
+        workers=2,
+    ):
+        # Keras's own enqueuer stays out (workers=1): with the JAX engine it hands
+        # out the batches of an epoch in the wrong order
         super().__init__(workers=1)
-        if not len(dataset): raise ValueError("The data set has no pictures; a generator needs at least one.")
-        if int(batch_size) < 1: raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
-        if seed < 0: raise ValueError(f"seed must be 0 or more, not {seed}.")
-        self.dataset, self.hyperparameters, self.batch_size, self.training, self.seed, self.threads = dataset, hyperparameters, int(batch_size), training, int(seed), int(workers)
+        if not len(dataset):
+            raise ValueError(
+                "The data set has no pictures; a generator needs at least one."
+            )
+        if int(batch_size) < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+        if seed < 0:
+            raise ValueError(f"seed must be 0 or more, not {seed}.")
+        (
+            self.dataset,
+            self.hyperparameters,
+            self.batch_size,
+            self.training,
+            self.seed,
+            self.threads,
+        ) = (
+            dataset,
+            hyperparameters,
+            int(batch_size),
+            training,
+            int(seed),
+            int(workers),
+        )
         self.targets = [_targets(r) for r in dataset]
-        self.max_objects = max(1, *(len(labels) for _, labels in self.targets)) # M, fixed for the data set
-        self.error = None # the last exception from a thread: TensorFlow wraps it in one of its own
+        # M, fixed for the data set
+        self.max_objects = max(1, *(len(labels) for _, labels in self.targets))
+        # the last exception from a thread: TensorFlow wraps it in one of its own
+        self.error = None
         self._epoch, self._running, self._complete = 0, False, False
         self._pool, self._ahead, self._lock = None, {}, threading.Lock()
         self._start, self._last, self._waited, self._share = None, None, 0.0, 0.0
 
-    def __len__(self): return -(-len(self.dataset) // self.batch_size)
+    def __len__(self):
+        return -(-len(self.dataset) // self.batch_size)
 
     # which picture, when
     @property
     def epoch(self) -> int:
         "The epoch whose order and augmentation are in use, from 0."
         return self._epoch
+
     def set_epoch(self, epoch: int):
         "Use the order and augmentation of `epoch` from now on."
-        if self._start is not None: self._share = self.waiting
+        if self._start is not None:
+            self._share = self.waiting
         self._epoch, self._complete = int(epoch), False
         self._start, self._last, self._waited = None, None, 0.0
-    def on_epoch_begin(self): self._running, self._complete = True, False
+
+    def on_epoch_begin(self):
+        self._running, self._complete = True, False
+
     def on_epoch_end(self):
-        # Keras calls this once more before the first epoch, so only an epoch that was drawn to its end counts
-        if self._running and self._complete: self.set_epoch(self._epoch + 1)
+        # Keras calls this once more before the first epoch, so only an epoch that
+        # was drawn to its end counts
+        if self._running and self._complete:
+            self.set_epoch(self._epoch + 1)
         self._running = False
+
     def callback(self) -> keras.callbacks.Callback:
-        "A callback that keeps this generator's epoch equal to that of `fit`, also with `initial_epoch`."
+        """A callback that keeps this generator's epoch equal to that of `fit`,
+        also with `initial_epoch`.
+        """
         generator = self
+
         class SetEpoch(keras.callbacks.Callback):
-            def on_epoch_begin(self, epoch, logs=None): generator.set_epoch(epoch)
+            def on_epoch_begin(self, epoch, logs=None):
+                generator.set_epoch(epoch)
+
         return SetEpoch()
 
-    def indices(self, i: int, # batch
-                epoch: int = None, # None: the current one
-                ) -> np.ndarray: # (batch_size,) positions in the data set; fewer in the last batch when not training
+    def indices(
+        self,
+        i: int,  # batch
+        epoch: int = None,  # None: the current one
+    ) -> np.ndarray:  # (batch_size,) positions in the data set; fewer in the last batch when not training
         "Which records make up batch `i`."
         n, B = len(self.dataset), self.batch_size
-        if not 0 <= i < len(self): raise IndexError(f"batch {i} of {len(self)}")
-        if not self.training: return np.arange(i * B, min(n, (i + 1) * B))
-        order = np.random.default_rng((self.seed, self._epoch if epoch is None else epoch)).permutation(n)
-        return order[np.arange(i * B, (i + 1) * B) % n] # the last batch is filled up from the start of the permutation
+        if not 0 <= i < len(self):
+            raise IndexError(f"batch {i} of {len(self)}")
+        if not self.training:
+            return np.arange(i * B, min(n, (i + 1) * B))
+        order = np.random.default_rng(
+            (self.seed, self._epoch if epoch is None else epoch)
+        ).permutation(n)
+        # the last batch is filled up from the start of the permutation
+        return order[np.arange(i * B, (i + 1) * B) % n]
+
     def files(self, i: int, epoch: int = None) -> list:
         "The picture files of batch `i`."
         return [self.dataset[j].image for j in self.indices(i, epoch)]
@@ -140,77 +259,158 @@ class TrainGenerator(keras.utils.PyDataset):
         record, (boxes, labels) = self.dataset[j], self.targets[j]
         image = read_image(record.image)
         if image.shape[:2] != (record.height, record.width):
-            raise ValueError(f"{record.image} is {image.shape[1]}×{image.shape[0]} pixels, but was {record.width}×{record.height} when the data set was read; read it again.")
-        rng = np.random.default_rng((self.seed, epoch, j)) if self.training else None
+            raise ValueError(
+                f"{record.image} is {image.shape[1]}×{image.shape[0]} pixels, but"
+                f" was {record.width}×{record.height} when the data set was read;"
+                " read it again."
+            )
+        rng = (
+            np.random.default_rng((self.seed, epoch, j))
+            if self.training
+            else None
+        )
         return make_example(image, boxes, labels, self.hyperparameters, rng)
+
     def batch(self, i: int, epoch: int) -> tuple:
         "Batch `i` of `epoch`: a pure function of (seed, epoch, i)."
-        js, (H, W), M = self.indices(i, epoch), self.hyperparameters.image_size, self.max_objects
+        js, (H, W), M = (
+            self.indices(i, epoch),
+            self.hyperparameters.image_size,
+            self.max_objects,
+        )
         images = np.empty((len(js), H, W, 3), np.uint8)
-        boxes, labels = np.full((len(js), M, 4), -1, np.float32), np.full((len(js), M), -1, np.int32)
+        boxes, labels = (
+            np.full((len(js), M, 4), -1, np.float32),
+            np.full((len(js), M), -1, np.int32),
+        )
         for k, j in enumerate(js):
             images[k], b, l = self._example(int(j), epoch)
-            boxes[k, :len(b)], labels[k, :len(l)] = b, l
+            boxes[k, : len(b)], labels[k, : len(l)] = b, l
         return images, {"boxes": boxes, "labels": labels}
 
     def __getitem__(self, i):
         asked = time.perf_counter()
         with self._lock:
             epoch, n = self._epoch, len(self)
-            if i < 0: i += n
-            if not 0 <= i < n: raise IndexError(f"batch {i} of {n}")
-            if self._start is None: self._start = asked
-            if self._running and i == n - 1: self._complete = True
+            if i < 0:
+                i += n
+            if not 0 <= i < n:
+                raise IndexError(f"batch {i} of {n}")
+            if self._start is None:
+                self._start = asked
+            if self._running and i == n - 1:
+                self._complete = True
             ready = self._ahead.pop((epoch, i), None)
             if self.threads > 0:
-                if self._pool is None: self._pool = ThreadPoolExecutor(self.threads, "retinanet-pictures")
-                wanted = [(epoch, k) for k in range(i + 1, min(n, i + 1 + 2 * self.threads))]
-                for key in [key for key in self._ahead if key not in wanted]: self._ahead.pop(key).cancel()
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(
+                        self.threads, "retinanet-pictures"
+                    )
+                wanted = [
+                    (epoch, k)
+                    for k in range(i + 1, min(n, i + 1 + 2 * self.threads))
+                ]
+                for key in [key for key in self._ahead if key not in wanted]:
+                    self._ahead.pop(key).cancel()
                 for key in wanted:
-                    if key not in self._ahead: self._ahead[key] = self._pool.submit(self.batch, key[1], key[0])
-        try: result = ready.result() if ready is not None else self.batch(i, epoch)
-        except Exception as e: self.error = e; raise
-        finally: self._last = time.perf_counter(); self._waited += self._last - asked
+                    if key not in self._ahead:
+                        self._ahead[key] = self._pool.submit(
+                            self.batch, key[1], key[0]
+                        )
+        try:
+            result = ready.result() if ready is not None else self.batch(i, epoch)
+        except Exception as e:
+            self.error = e
+            raise
+        finally:
+            self._last = time.perf_counter()
+            self._waited += self._last - asked
         return result
 
     @property
     def waiting(self) -> float:
-        """Share of the time since the epoch began in which a batch was asked for and not ready, 0…1; before the first batch, that of the epoch before. TensorFlow asks ahead of
-        the step, so there it is an upper bound of what training lost."""
-        return self._waited / max(self._last - self._start, 1e-9) if self._start is not None and self._last else self._share
+        """Share of the time since the epoch began in which a batch was asked for
+        and not ready, 0…1; before the first batch, that of the epoch before.
+        TensorFlow asks ahead of the step, so there it is an upper bound of
+        what training lost.
+        """
+        return (
+            self._waited / max(self._last - self._start, 1e-9)
+            if self._start is not None and self._last
+            else self._share
+        )
+
     def close(self):
-        "Stop the threads. They start again by themselves when a batch is asked for."
+        """Stop the threads.
+
+        They start again by themselves when a batch is asked for.
+        """
         with self._lock:
-            for future in self._ahead.values(): future.cancel()
-            self._ahead.clear(); pool, self._pool = self._pool, None
-        if pool: pool.shutdown(wait=True)
+            for future in self._ahead.values():
+                future.cancel()
+            self._ahead.clear()
+            pool, self._pool = self._pool, None
+        if pool:
+            pool.shutdown(wait=True)
+
 
 def _targets(record):
     "Boxes and labels to learn from: neither `difficult` objects nor crowds."
     keep = ~(record.difficult | record.crowd)
     return record.boxes[keep], record.labels[keep]
 
-def train_generator(dataset, # a sequence of `Record`: `VOCDataset`, `COCODataset`, `CSVDataset`, `Records`
-                    hyperparameters, # `HyperParameters`: image_size, flip, scale_jitter, color_jitter
-                    batch_size: int = None, # B; None: hyperparameters.batch_size
-                    training: bool = True, # shuffle and augment; False: in order, as they are
-                    seed: int = None, # of order and augmentation; None: hyperparameters.seed
-                    workers: int = None, # threads that decode; 0: none; None: as many as processors, at most 8
-                    ) -> TrainGenerator: # a `keras.utils.PyDataset`
-    """Batches `(images (B, H, W, 3) uint8, {"boxes": (B, M, 4) float32, "labels": (B, M) int32})` for `fit(…, shuffle=False)`.
 
-    `(H, W)` is `hyperparameters.image_size`; boxes are pixels of that canvas; M is the largest number of objects in the data set, the rest is −1. `difficult` objects and crowds are
-    no targets. Order and augmentation depend on (seed, epoch, index) alone; the epoch advances by itself, or is set with `.set_epoch(n)` or `fit(callbacks=[generator.callback()])`. In training the
-    last batch is filled up from the start of the epoch's order, so that all batches have one shape; otherwise it may be shorter."""
+def train_generator(
+    dataset,  # a sequence of Record: VOCDataset, COCODataset, CSVDataset, Records
+    # HyperParameters: image_size, flip, scale_jitter,
+    # color_jitter
+    hyperparameters,
+    batch_size: int = None,  # B; None: hyperparameters.batch_size
+    training: bool = True,  # shuffle and augment; False: in order, as they are
+    seed: int = None,  # of order and augmentation; None: hyperparameters.seed
+    # threads that decode; 0: none; None: as many as processors,
+    # at most 8
+    workers: int = None,
+) -> TrainGenerator:  # a keras.utils.PyDataset
+    """Batches `(images (B, H, W, 3) uint8, {"boxes": (B, M, 4) float32, "labels":
+    (B, M) int32})` for `fit(…, shuffle=False)`.
+
+    `(H, W)` is `hyperparameters.image_size`; boxes are pixels of that canvas; M
+    is the largest number of objects in the data set, the rest is −1. `difficult`
+    objects and crowds are no targets. Order and augmentation depend on (seed,
+    epoch, index) alone; the epoch advances by itself, or is set with
+    `.set_epoch(n)` or `fit(callbacks=[generator.callback()])`. In training the
+    last batch is filled up from the start of the epoch's order, so that all
+    batches have one shape; otherwise it may be shorter.
+    """
     hp = hyperparameters
-    return TrainGenerator(dataset, hp, hp.batch_size if batch_size is None else batch_size, training, hp.seed if seed is None else seed,
-                          min(os.cpu_count() or 1, 8) if workers is None else workers)
+    return TrainGenerator(
+        dataset,
+        hp,
+        hp.batch_size if batch_size is None else batch_size,
+        training,
+        hp.seed if seed is None else seed,
+        min(os.cpu_count() or 1, 8) if workers is None else workers,
+    )
 
 # %% ../nbs/06b_generator.ipynb #5133b852
-def show_batch(batch: tuple, # (images (B, H, W, 3), {"boxes": (B, M, 4), "labels": (B, M)})
-               class_names=None, # label -> name; None: the numbers
-               columns: int = 4, # pictures in a row
-               ): # a matplotlib figure
+def show_batch(
+    batch: tuple,  # (images (B, H, W, 3), {"boxes": (B, M, 4), "labels": (B, M)})
+    class_names=None,  # label -> name; None: the numbers
+    columns: int = 4,  # pictures in a row
+):  # a matplotlib figure
     "Draw a batch of a generator, boxes and all."
     images, targets = batch
-    return show_grid([draw_detections(np.asarray(x), b[l >= 0], None, l[l >= 0], class_names) for x, b, l in zip(images, np.asarray(targets["boxes"]), np.asarray(targets["labels"]))], columns=columns)
+    return show_grid(
+        [
+            draw_detections(
+                np.asarray(x), b[l >= 0], None, l[l >= 0], class_names
+            )
+            for x, b, l in zip(
+                images,
+                np.asarray(targets["boxes"]),
+                np.asarray(targets["labels"]),
+            )
+        ],
+        columns=columns,
+    )

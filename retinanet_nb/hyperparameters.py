@@ -6,6 +6,8 @@
 __all__ = ['VOC_CLASSES', 'PRESETS', 'AnchorParameters', 'HyperParameters', 'preset']
 
 # %% ../nbs/01_hyperparameters.ipynb #4fd11497
+#| code-fold: true
+#| code-summary: "Imports"
 import dataclasses
 import json
 import math
@@ -17,38 +19,95 @@ from typing import get_args
 
 # %% ../nbs/01_hyperparameters.ipynb #42e4e74f
 VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
 )
 
 # %% ../nbs/01_hyperparameters.ipynb #6ae6b28b
 def _numbers(name, values, at_least=1):
-    "`values` as a tuple of positive finite numbers, or a `ValueError` that names the field."
-    wrong = ValueError(f"{name} must be a sequence of at least {at_least} positive number{'s' * (at_least > 1)}, not {values!r}")
-    try: values = tuple(values)
-    except TypeError: raise wrong from None
-    if len(values) < at_least or any(isinstance(v, bool) or not isinstance(v, Real) or not 0 < v < math.inf for v in values): raise wrong
-    return tuple(int(v) if isinstance(v, Integral) else float(v) for v in values)  # NumPy's numbers would not go into JSON
+    """`values` as a tuple of positive finite numbers, or a `ValueError` that
+    names the field.
+    """
+    wrong = ValueError(
+        f"{name} must be a sequence of at least {at_least} positive"
+        f" number{'s' * (at_least > 1)}, not {values!r}"
+    )
+    try:
+        values = tuple(values)
+    except TypeError:
+        raise wrong from None
+    if len(values) < at_least or any(
+        isinstance(v, bool) or not isinstance(v, Real) or not 0 < v < math.inf
+        for v in values
+    ):
+        raise wrong
+    # NumPy's numbers would not go into JSON
+    return tuple(int(v) if isinstance(v, Integral) else float(v) for v in values)
 
 # %% ../nbs/01_hyperparameters.ipynb #bef3bcad
 @dataclass(frozen=True)
 class AnchorParameters:
-    """The shapes of the anchors, one entry of `sizes` and `strides` for each pyramid level P3…P7.
+    """The shapes of the anchors, one entry of `sizes` and `strides` for each
+    pyramid level P3…P7.
 
-    At every cell of a level stand `len(ratios) * len(scales)` anchors, whose areas are `(size * scale)**2` square pixels.
-    Raises `ValueError` where a field is empty or not positive. Source: RetinaNet (Lin et al. 2017), section 4, "Anchors".
+    At every cell of a level stand `len(ratios) * len(scales)` anchors, whose
+    areas are `(size * scale)**2` square pixels. Raises `ValueError` where a field
+    is empty or not positive. Source: RetinaNet (Lin et al. 2017), section 4,
+    "Anchors".
     """
-    sizes: tuple = (32, 64, 128, 256, 512)           # side of the square anchor of scale 1, in pixels, P3…P7
-    strides: tuple = (8, 16, 32, 64, 128)            # distance of neighbouring cells, in pixels, P3…P7
-    ratios: tuple = (0.5, 1, 2)                      # height / width
-    scales: tuple = (1, 2 ** (1 / 3), 2 ** (2 / 3))  # three to the octave between one level's size and the next
+
+    sizes: tuple = (
+        32,
+        64,
+        128,
+        256,
+        512,
+    )  # side of the square anchor of scale 1, in pixels, P3…P7
+    strides: tuple = (
+        8,
+        16,
+        32,
+        64,
+        128,
+    )  # distance of neighbouring cells, in pixels, P3…P7
+    ratios: tuple = (0.5, 1, 2)  # height / width
+    scales: tuple = (
+        1,
+        2 ** (1 / 3),
+        2 ** (2 / 3),
+    )  # three to the octave between one level's size and the next
 
     def __post_init__(self):
         for name in ("sizes", "strides", "ratios", "scales"):
-            object.__setattr__(self, name, _numbers(f"AnchorParameters.{name}", getattr(self, name)))
+            object.__setattr__(
+                self,
+                name,
+                _numbers(f"AnchorParameters.{name}", getattr(self, name)),
+            )
         if len(self.sizes) != 5 or self.strides != (8, 16, 32, 64, 128):
-            raise ValueError("AnchorParameters needs five sizes and the strides (8, 16, 32, 64, 128) of P3…P7, "
-                             f"not sizes={self.sizes} and strides={self.strides}")
+            raise ValueError(
+                "AnchorParameters needs five sizes and the strides (8, 16, 32,"
+                f" 64, 128) of P3…P7, not sizes={self.sizes} and"
+                f" strides={self.strides}"
+            )
 
     @property
     def num_anchors(self) -> int:
@@ -57,130 +116,279 @@ class AnchorParameters:
 
 # %% ../nbs/01_hyperparameters.ipynb #9a5b0bf5
 def _typed(name, kind, value):
-    "`value` as a plain Python value of the declared type `kind`, such as `float | None`; a `ValueError` that names the field where it is of another."
+    """`value` as a plain Python value of the declared type `kind`, such as `float
+    | None`; a `ValueError` that names the field where it is of another.
+    """
     kinds = get_args(kind) or (kind,)
-    if value is None and NoneType in kinds: return None
-    if bool in kinds and isinstance(value, bool): return value
-    if str in kinds and isinstance(value, (str, os.PathLike)): return os.fspath(value)
+    if value is None and NoneType in kinds:
+        return None
+    if bool in kinds and isinstance(value, bool):
+        return value
+    if str in kinds and isinstance(value, (str, os.PathLike)):
+        return os.fspath(value)
     if not isinstance(value, bool):
-        if int in kinds and isinstance(value, Integral): return int(value)  # also NumPy's
-        if float in kinds and isinstance(value, Real) and math.isfinite(value): return float(value)
-    wanted = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", NoneType: "None"}
-    raise ValueError(f"{name} must be {' or '.join(wanted[k] for k in kinds)}, not {value!r}")
+        # also NumPy's
+        if int in kinds and isinstance(value, Integral):
+            return int(value)
+        if float in kinds and isinstance(value, Real) and math.isfinite(value):
+            return float(value)
+    wanted = {
+        bool: "True or False",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        NoneType: "None",
+    }
+    raise ValueError(
+        f"{name} must be {' or '.join(wanted[k] for k in kinds)}, not {value!r}"
+    )
 
 # %% ../nbs/01_hyperparameters.ipynb #f39fac8a
 @dataclass(frozen=True)
 class HyperParameters:
-    """Everything that RetinaNet leaves open: network, anchors, targets, losses, filtering, training.
+    """Everything that RetinaNet leaves open: network, anchors, targets, losses,
+    filtering, training.
 
-    Frozen: `replace` gives a changed copy. Lengths are pixels, sizes `(height, width)`.
-    Raises `ValueError` naming the field that is of a wrong type or out of range. The defaults are those of the paper
-    (RetinaNet, Lin et al. 2017, sections 4 and 5) and of the documented Pascal VOC system (Adam at 1e-5).
+    Frozen: `replace` gives a changed copy. Lengths are pixels, sizes `(height,
+    width)`. Raises `ValueError` naming the field that is of a wrong type or out
+    of range. The defaults are those of the paper (RetinaNet, Lin et al. 2017,
+    sections 4 and 5) and of the documented Pascal VOC system (Adam at 1e-5).
     """
+
     # The network
-    backbone: str = "resnet50"              # a name of the registry in chapter 2
-    image_size: tuple = (512, 512)          # canvas for training, (height, width) in pixels
-    feature_size: int = 256                 # channels of the pyramid and of the subnets
-    subnet_depth: int = 4                   # hidden 3×3 convolutions in each subnet
-    subnet_norm: str | None = None          # None as in the paper, or "group": GroupNorm before every ReLU of the subnets
-    prior_probability: float = 0.01         # π: what every anchor says of every class before training
-    batch_norm_momentum: float | None = None  # None keeps the backbone's own; from scratch about 0.9 is needed
+    backbone: str = "resnet50"  # a name of the registry in chapter 2
+    image_size: tuple = (
+        512,
+        512,
+    )  # canvas for training, (height, width) in pixels
+    feature_size: int = 256  # channels of the pyramid and of the subnets
+    subnet_depth: int = 4  # hidden 3×3 convolutions in each subnet
+    # None as in the paper, or "group": GroupNorm before every ReLU of the subnets
+    subnet_norm: str | None = None
+    prior_probability: float = (
+        0.01  # π: what every anchor says of every class before training
+    )
+    batch_norm_momentum: float | None = (
+        None  # None keeps the backbone's own; from scratch about 0.9 is needed
+    )
     # Anchors and box coding
     anchors: AnchorParameters = field(default_factory=AnchorParameters)
-    box_std: tuple = (0.1, 0.1, 0.2, 0.2)   # the deltas (tx, ty, tw, th) are divided by these
+    box_std: tuple = (
+        0.1,
+        0.1,
+        0.2,
+        0.2,
+    )  # the deltas (tx, ty, tw, th) are divided by these
     # Targets
-    negative_overlap: float = 0.4           # an anchor with a smaller IoU is background
-    positive_overlap: float = 0.5           # an anchor with at least this IoU answers for the object
-    force_match: bool = True                # every object gets its best anchor, however small the IoU
+    negative_overlap: float = 0.4  # an anchor with a smaller IoU is background
+    positive_overlap: float = (
+        0.5  # an anchor with at least this IoU answers for the object
+    )
+    force_match: bool = (
+        True  # every object gets its best anchor, however small the IoU
+    )
     # Losses
-    alpha: float | None = 0.25              # focal loss: weight of the positives; None turns it off
-    gamma: float = 2.0                      # focal loss: how fast easy examples fade
-    sigma: float = 3.0                      # smooth L1: quadratic below 1 / σ²
-    box_loss_weight: float = 1.0            # total = classification + this · box
+    alpha: float | None = (
+        0.25  # focal loss: weight of the positives; None turns it off
+    )
+    gamma: float = 2.0  # focal loss: how fast easy examples fade
+    sigma: float = 3.0  # smooth L1: quadratic below 1 / σ²
+    box_loss_weight: float = 1.0  # total = classification + this · box
     # Filtering
-    score_threshold: float = 0.05           # lower scores are dropped
-    nms_threshold: float = 0.5              # a better box suppresses those that overlap it more than this
-    pre_nms_top_k: int = 1000               # candidates that enter suppression, over all levels
-    max_detections: int = 300               # detections a picture
+    score_threshold: float = 0.05  # lower scores are dropped
+    nms_threshold: float = (
+        0.5  # a better box suppresses those that overlap it more than this
+    )
+    pre_nms_top_k: int = (
+        1000  # candidates that enter suppression, over all levels
+    )
+    max_detections: int = 300  # detections a picture
     # Training
-    optimizer: str = "adam"                 # adam, adamw or sgd (momentum 0.9)
-    learning_rate: float = 1e-5             # the highest of the schedule
-    weight_decay: float = 0.0               # adamw: decoupled; sgd: added to the gradient; adam: not used
-    clip_norm: float | None = 10.0          # the norm of all gradients together is cut to this; None: never
-    warmup_steps: int = 0                   # the rate rises linearly over these steps
-    schedule: str = "constant"              # constant or cosine (falls to a hundredth at the end)
-    epochs: int = 50                        # passes over the training pictures
-    patience: int | None = None             # stop after so many measurements without a better mAP; None: never
-    batch_size: int = 4                     # pictures a step
-    weights: str | None = None              # None, "imagenet" (backbone) or a model file to start from
-    freeze_stages: int = 0                  # backbone stages that do not learn: 0 none, 2 stem and first stage, 5 all
-    freeze_batch_norm: bool = False         # keep BatchNorm's statistics and scales as loaded
-    precision: str = "float32"              # float32 or mixed_bfloat16, for training
-    ema_momentum: float | None = None       # moving average of the weights, e.g. 0.998; None turns it off
+    optimizer: str = "adam"  # adam, adamw or sgd (momentum 0.9)
+    learning_rate: float = 1e-5  # the highest of the schedule
+    weight_decay: float = (
+        0.0  # adamw: decoupled; sgd: added to the gradient; adam: not used
+    )
+    clip_norm: float | None = (
+        10.0  # the norm of all gradients together is cut to this; None: never
+    )
+    warmup_steps: int = 0  # the rate rises linearly over these steps
+    schedule: str = (
+        "constant"  # constant or cosine (falls to a hundredth at the end)
+    )
+    epochs: int = 50  # passes over the training pictures
+    patience: int | None = (
+        None  # stop after so many measurements without a better mAP; None: never
+    )
+    batch_size: int = 4  # pictures a step
+    weights: str | None = (
+        None  # None, "imagenet" (backbone) or a model file to start from
+    )
+    # backbone stages that do not learn: 0 none, 2 stem and first stage, 5 all
+    freeze_stages: int = 0
+    freeze_batch_norm: bool = (
+        False  # keep BatchNorm's statistics and scales as loaded
+    )
+    precision: str = "float32"  # float32 or mixed_bfloat16, for training
+    ema_momentum: float | None = (
+        None  # moving average of the weights, e.g. 0.998; None turns it off
+    )
     # Augmentation
-    flip: float = 0.5                       # probability of a horizontal flip
-    scale_jitter: tuple = (1.0, 1.0)        # range of a random zoom
-    color_jitter: float = 0.0               # strength of the random brightness, contrast and saturation
-    seed: int = 0                           # of the initial weights, the order and the augmentation
+    flip: float = 0.5  # probability of a horizontal flip
+    scale_jitter: tuple = (1.0, 1.0)  # range of a random zoom
+    color_jitter: float = (
+        0.0  # strength of the random brightness, contrast and saturation
+    )
+    seed: int = 0  # of the initial weights, the order and the augmentation
 
     def __post_init__(self):
         set = lambda name, value: object.__setattr__(self, name, value)
         if isinstance(self.anchors, dict):
-            try: set("anchors", AnchorParameters(**self.anchors))
-            except TypeError: raise ValueError(f"HyperParameters.anchors has sizes, strides, ratios and scales, not {', '.join(self.anchors)}") from None
-        if not isinstance(self.anchors, AnchorParameters): raise ValueError(f"HyperParameters.anchors must be AnchorParameters, not {self.anchors!r}")
+            try:
+                set("anchors", AnchorParameters(**self.anchors))
+            except TypeError:
+                raise ValueError(
+                    "HyperParameters.anchors has sizes, strides, ratios and"
+                    f" scales, not {', '.join(self.anchors)}"
+                ) from None
+        if not isinstance(self.anchors, AnchorParameters):
+            raise ValueError(
+                "HyperParameters.anchors must be AnchorParameters, not"
+                f" {self.anchors!r}"
+            )
         lengths = {"image_size": 2, "box_std": 4, "scale_jitter": 2}
         for f in dataclasses.fields(self):
             value, name = getattr(self, f.name), f"HyperParameters.{f.name}"
             if f.name in lengths:
                 set(f.name, _numbers(name, value, lengths[f.name]))
-                if len(getattr(self, f.name)) != lengths[f.name]: raise ValueError(f"{name} needs {lengths[f.name]} numbers, not {value!r}")
-            elif f.name != "anchors": set(f.name, _typed(name, f.type, value))
+                if len(getattr(self, f.name)) != lengths[f.name]:
+                    raise ValueError(
+                        f"{name} needs {lengths[f.name]} numbers, not {value!r}"
+                    )
+            elif f.name != "anchors":
+                set(f.name, _typed(name, f.type, value))
         for name, ok, wanted in (
-            ("image_size", all(isinstance(v, int) for v in self.image_size), "two whole numbers of pixels, (height, width)"),
+            (
+                "image_size",
+                all(isinstance(v, int) for v in self.image_size),
+                "two whole numbers of pixels, (height, width)",
+            ),
             ("feature_size", self.feature_size >= 1, "at least 1"),
             ("subnet_depth", self.subnet_depth >= 0, "0 or more"),
             ("subnet_norm", self.subnet_norm in (None, "group"), "None or group"),
-            ("prior_probability", 0 < self.prior_probability < 1, "between 0 and 1"),
-            ("batch_norm_momentum", self.batch_norm_momentum is None or 0 <= self.batch_norm_momentum < 1, "None, or at least 0 and below 1"),
-            ("positive_overlap", 0 < self.positive_overlap <= 1, "above 0 and at most 1"),
-            ("negative_overlap", 0 <= self.negative_overlap <= self.positive_overlap, "between 0 and positive_overlap"),
-            ("alpha", self.alpha is None or 0 < self.alpha < 1, "None or between 0 and 1"),
+            (
+                "prior_probability",
+                0 < self.prior_probability < 1,
+                "between 0 and 1",
+            ),
+            (
+                "batch_norm_momentum",
+                self.batch_norm_momentum is None
+                or 0 <= self.batch_norm_momentum < 1,
+                "None, or at least 0 and below 1",
+            ),
+            (
+                "positive_overlap",
+                0 < self.positive_overlap <= 1,
+                "above 0 and at most 1",
+            ),
+            (
+                "negative_overlap",
+                0 <= self.negative_overlap <= self.positive_overlap,
+                "between 0 and positive_overlap",
+            ),
+            (
+                "alpha",
+                self.alpha is None or 0 < self.alpha < 1,
+                "None or between 0 and 1",
+            ),
             ("gamma", self.gamma >= 0, "0 or more"),
             ("sigma", self.sigma > 0, "above 0"),
             ("box_loss_weight", self.box_loss_weight >= 0, "0 or more"),
-            ("score_threshold", 0 <= self.score_threshold < 1, "at least 0 and below 1"),
+            (
+                "score_threshold",
+                0 <= self.score_threshold < 1,
+                "at least 0 and below 1",
+            ),
             ("nms_threshold", 0 <= self.nms_threshold <= 1, "between 0 and 1"),
             ("pre_nms_top_k", self.pre_nms_top_k >= 1, "at least 1"),
             ("max_detections", self.max_detections >= 1, "at least 1"),
-            ("optimizer", self.optimizer in ("adam", "adamw", "sgd"), "adam, adamw or sgd"),
+            (
+                "optimizer",
+                self.optimizer in ("adam", "adamw", "sgd"),
+                "adam, adamw or sgd",
+            ),
             ("learning_rate", self.learning_rate > 0, "above 0"),
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
-            ("clip_norm", self.clip_norm is None or self.clip_norm > 0, "None or above 0"),
+            (
+                "clip_norm",
+                self.clip_norm is None or self.clip_norm > 0,
+                "None or above 0",
+            ),
             ("warmup_steps", self.warmup_steps >= 0, "0 or more"),
-            ("schedule", self.schedule in ("constant", "cosine"), "constant or cosine"),
+            (
+                "schedule",
+                self.schedule in ("constant", "cosine"),
+                "constant or cosine",
+            ),
             ("epochs", self.epochs >= 1, "at least 1"),
-            ("patience", self.patience is None or self.patience >= 1, "None or at least 1"),
+            (
+                "patience",
+                self.patience is None or self.patience >= 1,
+                "None or at least 1",
+            ),
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("freeze_stages", 0 <= self.freeze_stages <= 5, "between 0 and 5"),
-            ("precision", self.precision in ("float32", "mixed_bfloat16"), "float32 or mixed_bfloat16"),
-            ("ema_momentum", self.ema_momentum is None or 0 < self.ema_momentum < 1, "None or between 0 and 1"),
+            (
+                "precision",
+                self.precision in ("float32", "mixed_bfloat16"),
+                "float32 or mixed_bfloat16",
+            ),
+            (
+                "ema_momentum",
+                self.ema_momentum is None or 0 < self.ema_momentum < 1,
+                "None or between 0 and 1",
+            ),
             ("flip", 0 <= self.flip <= 1, "a probability between 0 and 1"),
-            ("scale_jitter", self.scale_jitter[0] <= self.scale_jitter[1], "(smallest, largest)"),
-            ("color_jitter", 0 <= self.color_jitter < 1, "at least 0 and below 1"),
+            (
+                "scale_jitter",
+                self.scale_jitter[0] <= self.scale_jitter[1],
+                "(smallest, largest)",
+            ),
+            (
+                "color_jitter",
+                0 <= self.color_jitter < 1,
+                "at least 0 and below 1",
+            ),
         ):
-            if not ok: raise ValueError(f"HyperParameters.{name} must be {wanted}, not {getattr(self, name)!r}")
+            if not ok:
+                raise ValueError(
+                    f"HyperParameters.{name} must be {wanted}, not"
+                    f" {getattr(self, name)!r}"
+                )
 
-    def replace(self,
-                **changes,  # fields and their new values
-                ) -> "HyperParameters":
-        "A copy with some fields changed. An unknown field is a `ValueError` that names the nearest ones."
+    def replace(
+        self,
+        **changes,  # fields and their new values
+    ) -> "HyperParameters":
+        """A copy with some fields changed.
+
+        An unknown field is a `ValueError` that names the nearest ones.
+        """
         known = [f.name for f in dataclasses.fields(self)]
         for name in changes:
             if name not in known:
                 import difflib
+
                 near = difflib.get_close_matches(name, known, 3)
-                raise ValueError(f"HyperParameters has no field {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else f"; the fields are {', '.join(known)}"))
+                raise ValueError(
+                    f"HyperParameters has no field {name!r}"
+                    + (
+                        f"; did you mean {' or '.join(near)}?"
+                        if near
+                        else f"; the fields are {', '.join(known)}"
+                    )
+                )
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
@@ -188,41 +396,98 @@ class HyperParameters:
         return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls,
-                  text: str,  # of `to_json`, perhaps with fewer fields
-                  ) -> "HyperParameters":
-        "The inverse of `to_json`. Fields that `text` leaves out have their defaults; unknown ones are a `ValueError`."
-        try: values = json.loads(text)
-        except json.JSONDecodeError as e: raise ValueError(f"hyperparameters are not valid JSON: {e}") from None
-        if not isinstance(values, dict): raise ValueError(f"hyperparameters must be a JSON object, not {type(values).__name__}")
+    def from_json(
+        cls,
+        text: str,  # of to_json, perhaps with fewer fields
+    ) -> "HyperParameters":
+        """The inverse of `to_json`.
+
+        Fields that `text` leaves out have their defaults; unknown ones are a
+        `ValueError`.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as e:
+            raise ValueError(f"hyperparameters are not valid JSON: {e}") from None
+        if not isinstance(values, dict):
+            raise ValueError(
+                "hyperparameters must be a JSON object, not"
+                f" {type(values).__name__}"
+            )
         return cls().replace(**values)
 
 # %% ../nbs/01_hyperparameters.ipynb #1828724d
 PRESETS = {
     # The system as documented: ImageNet backbone, Adam at 1e-5.
     "documented": HyperParameters(weights="imagenet", freeze_batch_norm=True),
-    # The paper's recipe, shortened to VOC and with a cosine: SGD 0.01 at 16 pictures a step, BatchNorm frozen.
-    "paper": HyperParameters(weights="imagenet", image_size=(608, 1024), optimizer="sgd", learning_rate=0.01, weight_decay=1e-4,
-                             batch_size=16, epochs=12, warmup_steps=500, schedule="cosine", freeze_stages=2, freeze_batch_norm=True),
-    # No weights to start from: AdamW, warm-up and cosine, BatchNorm that learns fast enough.
-    "from-scratch": HyperParameters(optimizer="adamw", learning_rate=2e-4, weight_decay=1e-4, warmup_steps=100, schedule="cosine",
-                                    batch_norm_momentum=0.9, epochs=20, precision="mixed_bfloat16"),
+    # The paper's recipe, shortened to VOC and with a cosine: SGD 0.01 at 16
+    # pictures a step, BatchNorm frozen.
+    "paper": HyperParameters(
+        weights="imagenet",
+        image_size=(608, 1024),
+        optimizer="sgd",
+        learning_rate=0.01,
+        weight_decay=1e-4,
+        batch_size=16,
+        epochs=12,
+        warmup_steps=500,
+        schedule="cosine",
+        freeze_stages=2,
+        freeze_batch_norm=True,
+    ),
+    # No weights to start from: AdamW, warm-up and cosine, BatchNorm that learns
+    # fast enough.
+    "from-scratch": HyperParameters(
+        optimizer="adamw",
+        learning_rate=2e-4,
+        weight_decay=1e-4,
+        warmup_steps=100,
+        schedule="cosine",
+        batch_norm_momentum=0.9,
+        epochs=20,
+        precision="mixed_bfloat16",
+    ),
     # A trained detector to start from: a small rate, BatchNorm frozen.
-    "fine-tune": HyperParameters(optimizer="adamw", learning_rate=5e-5, weight_decay=1e-4, warmup_steps=100, schedule="cosine",
-                                 freeze_batch_norm=True, epochs=12),
-    # Minutes on two processor cores: a small backbone, narrow heads, small pictures, the same code.
-    "tiny": HyperParameters(backbone="tiny", image_size=(160, 160), feature_size=64, subnet_depth=2, subnet_norm="group", optimizer="adamw",
-                            learning_rate=2e-3, weight_decay=0.01, warmup_steps=100, schedule="cosine", batch_norm_momentum=0.9,
-                            batch_size=8, box_loss_weight=0.5, epochs=9, precision="mixed_bfloat16", anchors=AnchorParameters(sizes=(20, 40, 80, 160, 320))),
+    "fine-tune": HyperParameters(
+        optimizer="adamw",
+        learning_rate=5e-5,
+        weight_decay=1e-4,
+        warmup_steps=100,
+        schedule="cosine",
+        freeze_batch_norm=True,
+        epochs=12,
+    ),
+    # Minutes on two processor cores: a small backbone, narrow heads, small
+    # pictures, the same code.
+    "tiny": HyperParameters(
+        backbone="tiny",
+        image_size=(160, 160),
+        feature_size=64,
+        subnet_depth=2,
+        subnet_norm="group",
+        optimizer="adamw",
+        learning_rate=2e-3,
+        weight_decay=0.01,
+        warmup_steps=100,
+        schedule="cosine",
+        batch_norm_momentum=0.9,
+        batch_size=8,
+        box_loss_weight=0.5,
+        epochs=9,
+        precision="mixed_bfloat16",
+        anchors=AnchorParameters(sizes=(20, 40, 80, 160, 320)),
+    ),
 }
 
 # %% ../nbs/01_hyperparameters.ipynb #52db235d
 def preset(
-    name: str,  # one of `PRESETS`
+    name: str,  # one of PRESETS
 ) -> HyperParameters:
-    """The preset called `name`. Raises `ValueError` that lists the presets where there is none.
+    """The preset called `name`. Raises `ValueError` that lists the presets where
+    there is none.
 
-    Command, time and result of each (two cores of a server processor, no graphics card; the runs are in chapter 11, Results):
+    Command, time and result of each (two cores of a server processor, no graphics
+    card; the runs are in chapter 11, Results):
 
     - `tiny`: `make demo`, or `retinanet_demo`. 1,600 drawn pictures, five minutes: VOC07 mAP 0.865 on 300 others.
     - `from-scratch`: `retinanet_train bccd --preset from-scratch --image_size 240x320 --anchor_sizes 16,32,64,128,256`. 292 pictures of blood cells,
@@ -231,5 +496,8 @@ def preset(
     - `documented`: `retinanet_train VOC2007 --split trainval --val_split test --preset documented`. Wants a graphics card and the ImageNet weights; not measured.
     - `paper`: `retinanet_train VOC2007 --split trainval --val_split test --preset paper`. Wants a large graphics card and the ImageNet weights; not measured.
     """
-    if name not in PRESETS: raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
+    if name not in PRESETS:
+        raise ValueError(
+            f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}"
+        )
     return PRESETS[name]

@@ -8,6 +8,8 @@ __all__ = ['GOAL', 'CLASS_GOAL', 'SIZE_STEPS', 'anchor_shapes', 'best_overlaps',
            'same_pictures', 'Inspection', 'inspect_dataset']
 
 # %% ../nbs/06c_inspection.ipynb #580b51aa
+#| code-fold: true
+#| code-summary: "Imports"
 import hashlib
 import json
 import math
@@ -20,328 +22,728 @@ from pathlib import Path
 import numpy as np
 
 from .hyperparameters import AnchorParameters, HyperParameters
-from .pictures import IGNORED, INK, NEGATIVE, PALETTE, POSITIVE, Page, book_style, draw_box, fit_to_canvas, read_image, save_atomically
+from retinanet_nb.pictures import (
+    IGNORED,
+    INK,
+    NEGATIVE,
+    PALETTE,
+    POSITIVE,
+    Page,
+    book_style,
+    draw_box,
+    fit_to_canvas,
+    read_image,
+    save_atomically,
+)
 from .voc import DataReport
 
 # %% ../nbs/06c_inspection.ipynb #95f5effa
 def anchor_shapes(
-    anchors: AnchorParameters = AnchorParameters(),  # sizes, strides, ratios and scales
+    # sizes, strides, ratios and scales
+    anchors: AnchorParameters = AnchorParameters(),
 ) -> np.ndarray:  # (5, A, 2) float64: width and height in pixels
-    "The A anchors of one cell on each level P3…P7, in the order of `generate_anchors`."
-    ratios, scales = np.repeat(np.asarray(anchors.ratios, float), len(anchors.scales)), np.tile(np.asarray(anchors.scales, float), len(anchors.ratios))
+    """The A anchors of one cell on each level P3…P7, in the order of
+    `generate_anchors`.
+    """
+    ratios, scales = (
+        np.repeat(np.asarray(anchors.ratios, float), len(anchors.scales)),
+        np.tile(np.asarray(anchors.scales, float), len(anchors.ratios)),
+    )
     side = np.asarray(anchors.sizes, float)[:, None] * scales
     return np.stack([side / np.sqrt(ratios), side * np.sqrt(ratios)], axis=-1)
 
 # %% ../nbs/06c_inspection.ipynb #ac0658fb
 def _overlaps(boxes, others):
     "IoU of every box (n, 4) with every other (m, 4), (n, m) float64."
-    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = (np.asarray(b, np.float64).reshape(-1, 4).T for b in (boxes, others))
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = (
+        np.asarray(b, np.float64).reshape(-1, 4).T for b in (boxes, others)
+    )
     length = lambda start, end: np.maximum(end - start, 0)
-    common = length(np.maximum.outer(ax1, bx1), np.minimum.outer(ax2, bx2)) * length(np.maximum.outer(ay1, by1), np.minimum.outer(ay2, by2))
-    return common / np.maximum(np.add.outer(length(ax1, ax2) * length(ay1, ay2), length(bx1, bx2) * length(by1, by2)) - common, 1e-8)
+    common = length(
+        np.maximum.outer(ax1, bx1), np.minimum.outer(ax2, bx2)
+    ) * length(np.maximum.outer(ay1, by1), np.minimum.outer(ay2, by2))
+    return common / np.maximum(
+        np.add.outer(
+            length(ax1, ax2) * length(ay1, ay2),
+            length(bx1, bx2) * length(by1, by2),
+        )
+        - common,
+        1e-8,
+    )
 
 # %% ../nbs/06c_inspection.ipynb #f572969d
 def best_overlaps(
-    boxes,                                           # (n, 4) pixels of the canvas
-    image_size,                                      # (H, W) of the canvas in pixels, or (n, 2): another one for each object
-    anchors: AnchorParameters = AnchorParameters(),  # sizes, strides, ratios and scales
+    boxes,  # (n, 4) pixels of the canvas
+    # (H, W) of the canvas in pixels, or (n, 2): another one for each object
+    image_size,
+    # sizes, strides, ratios and scales
+    anchors: AnchorParameters = AnchorParameters(),
 ) -> tuple:  # IoU (n,) float32, level (n,) int32 (0 is P3), anchor (n, 4) float32 in pixels
-    """The best anchor of each object: its IoU, its level and its box, as a comparison with every anchor of `anchors_for_shape` would find them.
+    """The best anchor of each object: its IoU, its level and its box, as a
+    comparison with every anchor of `anchors_for_shape` would find them.
 
-    Exact, since a shape's overlap falls with the distance of the centres in x and in y: only the nearest cell of each level counts.
+    Exact, since a shape's overlap falls with the distance of the centres in x and
+    in y: only the nearest cell of each level counts.
     """
     x1, y1, x2, y2 = np.asarray(boxes, np.float64).reshape(-1, 4).T
     height, width = np.asarray(image_size).T  # two numbers, or two columns
     w, h, n = np.maximum(x2 - x1, 0), np.maximum(y2 - y1, 0), len(x1)
-    best, level, anchor = np.full(n, -1.0), np.zeros(n, np.int32), np.zeros((n, 4), np.float32)
-    for number, (stride, shapes) in enumerate(zip(anchors.strides, anchor_shapes(anchors))):
-        nearest = lambda centre, size: (np.clip(np.floor(centre / stride), 0, -(-size // stride) - 1) + 0.5) * stride
+    best, level, anchor = (
+        np.full(n, -1.0),
+        np.zeros(n, np.int32),
+        np.zeros((n, 4), np.float32),
+    )
+    for number, (stride, shapes) in enumerate(
+        zip(anchors.strides, anchor_shapes(anchors))
+    ):
+        nearest = lambda centre, size: (
+            (np.clip(np.floor(centre / stride), 0, -(-size // stride) - 1) + 0.5)
+            * stride
+        )
         cx, cy = nearest((x1 + x2) / 2, width), nearest((y1 + y2) / 2, height)
         aw, ah = shapes[:, :1], shapes[:, 1:]  # (A, 1), against (n,)
-        common = lambda a, b, distance: np.maximum(np.minimum(np.minimum(a, b), (a + b) / 2 - distance), 0)
-        area = common(aw, w, np.abs((x1 + x2) / 2 - cx)) * common(ah, h, np.abs((y1 + y2) / 2 - cy))
+        common = lambda a, b, distance: np.maximum(
+            np.minimum(np.minimum(a, b), (a + b) / 2 - distance), 0
+        )
+        area = common(aw, w, np.abs((x1 + x2) / 2 - cx)) * common(
+            ah, h, np.abs((y1 + y2) / 2 - cy)
+        )
         iou = area / np.maximum(aw * ah + w * h - area, 1e-8)
         shape = iou.argmax(axis=0)
         iou, half = iou[shape, np.arange(n)], shapes[shape] / 2
         better = iou > best
-        best, level = np.where(better, iou, best), np.where(better, np.int32(number), level)
-        anchor[better] = np.stack([cx - half[:, 0], cy - half[:, 1], cx + half[:, 0], cy + half[:, 1]], axis=1)[better]
+        best, level = (
+            np.where(better, iou, best),
+            np.where(better, np.int32(number), level),
+        )
+        anchor[better] = np.stack(
+            [cx - half[:, 0], cy - half[:, 1], cx + half[:, 0], cy + half[:, 1]],
+            axis=1,
+        )[better]
     return best.astype(np.float32), level, anchor
 
 # %% ../nbs/06c_inspection.ipynb #3d13e062
-GOAL, CLASS_GOAL = 0.995, 0.9  # enough: so much of all objects, and so much of each class of ten objects or more
-SIZE_STEPS = (0, 8, 16, 32, 64, 128, 256, 512, math.inf)  # the groups of sizes in reports: √area on the canvas, pixels
+# enough: so much of all objects, and so much of each class of ten objects or more
+GOAL, CLASS_GOAL = 0.995, 0.9
+# the groups of sizes in reports: √area on the canvas, pixels
+SIZE_STEPS = (0, 8, 16, 32, 64, 128, 256, 512, math.inf)
+
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
-    "Of every training target of a data set: how well the best anchor overlaps it. Arrays of n objects; lengths in pixels of the canvas."
-    picture: np.ndarray       # (n,) which record of the data set
-    index: np.ndarray         # (n,) which object of the record
-    label: np.ndarray         # (n,) its class
-    boxes: np.ndarray         # (n, 4) on the canvas
-    iou: np.ndarray           # (n,) float32: best overlap with any anchor
-    level: np.ndarray         # (n,) of that anchor; 0 is P3
-    anchor: np.ndarray        # (n, 4) that anchor
-    class_names: tuple        # label -> name
-    left_out: int             # objects that are difficult or crowds, so no targets
+    """Of every training target of a data set: how well the best anchor overlaps
+    it.
+
+    Arrays of n objects; lengths in pixels of the canvas.
+    """
+
+    picture: np.ndarray  # (n,) which record of the data set
+    index: np.ndarray  # (n,) which object of the record
+    label: np.ndarray  # (n,) its class
+    boxes: np.ndarray  # (n, 4) on the canvas
+    iou: np.ndarray  # (n,) float32: best overlap with any anchor
+    level: np.ndarray  # (n,) of that anchor; 0 is P3
+    anchor: np.ndarray  # (n, 4) that anchor
+    class_names: tuple  # label -> name
+    left_out: int  # objects that are difficult or crowds, so no targets
     hyperparameters: HyperParameters  # image_size, anchors and overlaps count
 
-    def __len__(self): return len(self.iou)
+    def __len__(self):
+        return len(self.iou)
+
     @property
     def size(self) -> np.ndarray:
         "Width and height of each object, (n, 2)."
         return self.boxes[:, 2:] - self.boxes[:, :2]
+
     @property
     def side(self) -> np.ndarray:
         "Side of the square of the same area, (n,)."
         return np.sqrt(self.size.prod(axis=1))
+
     @property
     def reached(self) -> np.ndarray:
-        "Whether some anchor overlaps the object by `positive_overlap` or more, (n,) bool."
+        """Whether some anchor overlaps the object by `positive_overlap` or more,
+        (n,) bool.
+        """
         return self.iou >= np.float32(self.hyperparameters.positive_overlap)
+
     @property
     def between(self) -> np.ndarray:
-        "Whether the best overlap lies between the two thresholds, (n,) bool: only the forced match teaches the object."
-        return ~self.reached & (self.iou >= np.float32(self.hyperparameters.negative_overlap))
+        """Whether the best overlap lies between the two thresholds, (n,) bool:
+        only the forced match teaches the object.
+        """
+        return ~self.reached & (
+            self.iou >= np.float32(self.hyperparameters.negative_overlap)
+        )
+
     @property
     def share(self) -> float:
-        "The part of the objects that is reached, 0…1; 1 where there is none to miss."
+        """The part of the objects that is reached, 0…1; 1 where there is none to
+        miss.
+        """
         return float(self.reached.mean()) if len(self) else 1.0
 
     @property
     def worst_class(self) -> tuple:
-        "Name and share of the class that is reached least, of those with ten objects or more; `(None, 1.0)` where there is none."
-        return min(((r["name"], r["share"]) for r in self.per_class() if r["objects"] >= 10), key=lambda r: r[1], default=(None, 1.0))
+        """Name and share of the class that is reached least, of those with ten
+        objects or more;
+
+        `(None, 1.0)` where there is none.
+        """
+        return min(
+            (
+                (r["name"], r["share"])
+                for r in self.per_class()
+                if r["objects"] >= 10
+            ),
+            key=lambda r: r[1],
+            default=(None, 1.0),
+        )
+
     @property
     def enough(self) -> bool:
-        "Whether the share is `GOAL` or more, and no class lies below `CLASS_GOAL`."
+        """Whether the share is `GOAL` or more, and no class lies below
+        `CLASS_GOAL`.
+        """
         return self.share >= GOAL and self.worst_class[1] >= CLASS_GOAL
 
     def _row(self, name, mask):
         "Counts of the objects in `mask`."
-        n, reached, between = (int((mask & m).sum()) for m in (True, self.reached, self.between))
-        return dict(name=name, objects=n, reached=reached, between=between, below=n - reached - between, share=reached / n if n else None)
+        n, reached, between = (
+            int((mask & m).sum()) for m in (True, self.reached, self.between)
+        )
+        return dict(
+            name=name,
+            objects=n,
+            reached=reached,
+            between=between,
+            below=n - reached - between,
+            share=reached / n if n else None,
+        )
+
     def per_class(self) -> list:
-        "A dictionary for each class: name, objects, reached, between, below, share (None without objects)."
-        return [self._row(name, self.label == label) for label, name in enumerate(self.class_names)]
+        """A dictionary for each class: name, objects, reached, between, below,
+        share (None without objects).
+        """
+        return [
+            self._row(name, self.label == label)
+            for label, name in enumerate(self.class_names)
+        ]
+
     def per_size(self) -> list:
-        "The same for groups of √area on the canvas, by `SIZE_STEPS`; empty groups are left out."
-        names = [f"{low} to {high}" if high < math.inf else f"from {low}" for low, high in zip(SIZE_STEPS, SIZE_STEPS[1:])]
+        """The same for groups of √area on the canvas, by `SIZE_STEPS`; empty
+        groups are left out.
+        """
+        names = [
+            f"{low} to {high}" if high < math.inf else f"from {low}"
+            for low, high in zip(SIZE_STEPS, SIZE_STEPS[1:])
+        ]
         group = np.searchsorted(SIZE_STEPS, self.side, side="right") - 1
-        return [self._row(name, group == g) for g, name in enumerate(names) if (group == g).any()]
-    def state(self,
-              picture: int,  # which record
-              objects: int,  # how many it has
-              ) -> np.ndarray:  # (objects,) 1 reached, 0 not, -1 no training target
+        return [
+            self._row(name, group == g)
+            for g, name in enumerate(names)
+            if (group == g).any()
+        ]
+
+    def state(
+        self,
+        picture: int,  # which record
+        objects: int,  # how many it has
+    ) -> np.ndarray:  # (objects,) 1 reached, 0 not, -1 no training target
         "What to draw each object of a picture as."
         state, of = np.full(objects, -1), self.picture == picture
         state[self.index[of]] = self.reached[of]
         return state
+
     def __str__(self):
-        low, high = self.hyperparameters.negative_overlap, self.hyperparameters.positive_overlap
-        rows = [*self.per_class(), self._row("all classes", np.full(len(self), True))]
+        low, high = (
+            self.hyperparameters.negative_overlap,
+            self.hyperparameters.positive_overlap,
+        )
+        rows = [
+            *self.per_class(),
+            self._row("all classes", np.full(len(self), True)),
+        ]
         sizes = [{**r, "name": f"{r['name']} pixels"} for r in self.per_size()]
         width = max(len(r["name"]) for r in rows + sizes)
-        head = f"{'':{width}}  objects  reached  {'share':>8}  {f'{low:g} to {high:g}':>10}  {f'below {low:g}':>10}"
-        line = lambda r: f"{r['name']:{width}}  {r['objects']:7}  {r['reached']:7}  {_percent(r['share']):>8}  {r['between']:10}  {r['below']:10}"
-        return "\n".join([head, *map(line, rows), *([""] if sizes else []), *map(line, sizes)])
+        head = (
+            f"{'':{width}}  objects  reached  {'share':>8} "
+            f" {f'{low:g} to {high:g}':>10}  {f'below {low:g}':>10}"
+        )
+        line = lambda r: (
+            f"{r['name']:{width}}  {r['objects']:7}  {r['reached']:7} "
+            f" {_percent(r['share']):>8}  {r['between']:10}  {r['below']:10}"
+        )
+        return "\n".join(
+            [head, *map(line, rows), *([""] if sizes else []), *map(line, sizes)]
+        )
+
     __repr__ = __str__
 
 
-def _percent(share): return "–" if share is None else f"{math.floor(1000 * share + 1e-9) / 10:.1f} %"  # cut, not rounded: 100.0 % means all
+def _percent(share):
+    return (
+        "–" if share is None else f"{math.floor(1000 * share + 1e-9) / 10:.1f} %"
+    )  # cut, not rounded: 100.0 % means all
 
 # %% ../nbs/06c_inspection.ipynb #a6a25e36
 @dataclass(frozen=True, eq=False)
 class _Targets:
-    "The training targets of a data set: arrays of n objects, lengths in pixels of the pictures."
+    """The training targets of a data set: arrays of n objects, lengths in pixels
+    of the pictures.
+    """
+
     picture: np.ndarray
     index: np.ndarray
     label: np.ndarray
-    boxes: np.ndarray        # (n, 4)
-    picture_size: np.ndarray # (n, 2) height and width of the picture
+    boxes: np.ndarray  # (n, 4)
+    picture_size: np.ndarray  # (n, 2) height and width of the picture
     class_names: tuple
     left_out: int
 
     @classmethod
     def of(cls, dataset):
-        if isinstance(dataset, cls): return dataset
+        if isinstance(dataset, cls):
+            return dataset
         names = getattr(dataset, "class_names", None)
-        if names is None: raise TypeError(f"a data set with .class_names is needed, such as VOCDataset or Records, not {type(dataset).__name__}")
+        if names is None:
+            raise TypeError(
+                "a data set with .class_names is needed, such as VOCDataset or"
+                f" Records, not {type(dataset).__name__}"
+            )
         records = list(dataset)
         keep = [~(r.difficult | r.crowd) for r in records]
         for r in records:
-            if len(r.labels) and not 0 <= r.labels.min() <= r.labels.max() < len(names): raise ValueError(f"{r.image}: labels must lie between 0 and {len(names) - 1}, the data set's {len(names)} classes; found {r.labels.min()} to {r.labels.max()}")
-            if r.width < 1 or r.height < 1: raise ValueError(f"{r.image}: a picture needs a width and a height of at least 1 pixel, not {r.width}×{r.height}")
+            if len(r.labels) and not 0 <= r.labels.min() <= r.labels.max() < len(
+                names
+            ):
+                raise ValueError(
+                    f"{r.image}: labels must lie between 0 and {len(names) - 1},"
+                    f" the data set's {len(names)} classes; found"
+                    f" {r.labels.min()} to {r.labels.max()}"
+                )
+            if r.width < 1 or r.height < 1:
+                raise ValueError(
+                    f"{r.image}: a picture needs a width and a height of at least"
+                    f" 1 pixel, not {r.width}×{r.height}"
+                )
         join = lambda arrays, empty: np.concatenate(arrays) if arrays else empty
-        return cls(join([np.full(k.sum(), i) for i, k in enumerate(keep)], np.zeros(0, int)), join([np.flatnonzero(k) for k in keep], np.zeros(0, int)),
-                   join([r.labels[k] for r, k in zip(records, keep)], np.zeros(0, np.int32)), join([r.boxes[k] for r, k in zip(records, keep)], np.zeros((0, 4), np.float32)),
-                   join([np.full((k.sum(), 2), (r.height, r.width)) for r, k in zip(records, keep)], np.zeros((0, 2), int)), tuple(names), int(sum((~k).sum() for k in keep)))
+        return cls(
+            join(
+                [np.full(k.sum(), i) for i, k in enumerate(keep)],
+                np.zeros(0, int),
+            ),
+            join([np.flatnonzero(k) for k in keep], np.zeros(0, int)),
+            join(
+                [r.labels[k] for r, k in zip(records, keep)],
+                np.zeros(0, np.int32),
+            ),
+            join(
+                [r.boxes[k] for r, k in zip(records, keep)],
+                np.zeros((0, 4), np.float32),
+            ),
+            join(
+                [
+                    np.full((k.sum(), 2), (r.height, r.width))
+                    for r, k in zip(records, keep)
+                ],
+                np.zeros((0, 2), int),
+            ),
+            tuple(names),
+            int(sum((~k).sum() for k in keep)),
+        )
 
-    def __len__(self): return len(self.label)
-    def part(self, step): return _Targets(*(getattr(self, f)[::step] for f in ("picture", "index", "label", "boxes", "picture_size")), self.class_names, self.left_out)
-    def scale(self, image_size): return (np.asarray(image_size) / self.picture_size).min(axis=1)  # as `fit_to_canvas` scales
+    def __len__(self):
+        return len(self.label)
+
+    def part(self, step):
+        return _Targets(
+            *(
+                getattr(self, f)[::step]
+                for f in ("picture", "index", "label", "boxes", "picture_size")
+            ),
+            self.class_names,
+            self.left_out,
+        )
+
+    def scale(self, image_size):
+        return (np.asarray(image_size) / self.picture_size).min(
+            axis=1
+        )  # as fit_to_canvas scales
 
 # %% ../nbs/06c_inspection.ipynb #9de78637
 def coverage(
-    dataset,                                          # a sequence of `Record` with `.class_names`
-    hyperparameters: HyperParameters = HyperParameters(),  # image_size, anchors, negative_overlap and positive_overlap count
+    # a sequence of Record with .class_names
+    dataset,
+    # image_size, anchors, negative_overlap and positive_overlap count
+    hyperparameters: HyperParameters = HyperParameters(),
 ) -> Coverage:
-    """Which training targets of a data set some anchor reaches, once the pictures are fitted to the canvas.
+    """Which training targets of a data set some anchor reaches, once the pictures
+    are fitted to the canvas.
 
-    Difficult objects and crowds are no targets and not counted; augmentation is not considered. Raises `ValueError` for labels without a name, `TypeError` for what is no data set.
+    Difficult objects and crowds are no targets and not counted; augmentation is
+    not considered. Raises `ValueError` for labels without a name, `TypeError` for
+    what is no data set.
     """
     t = _Targets.of(dataset)
-    boxes = (t.boxes.astype(np.float64) * t.scale(hyperparameters.image_size)[:, None]).astype(np.float32)
-    return Coverage(t.picture, t.index, t.label, boxes, *best_overlaps(boxes, hyperparameters.image_size, hyperparameters.anchors), t.class_names, t.left_out, hyperparameters)
+    boxes = (
+        t.boxes.astype(np.float64) * t.scale(hyperparameters.image_size)[:, None]
+    ).astype(np.float32)
+    return Coverage(
+        t.picture,
+        t.index,
+        t.label,
+        boxes,
+        *best_overlaps(
+            boxes, hyperparameters.image_size, hyperparameters.anchors
+        ),
+        t.class_names,
+        t.left_out,
+        hyperparameters,
+    )
 
 # %% ../nbs/06c_inspection.ipynb #ee1fb190
 def draw_reach(
-    image: np.ndarray,   # (height, width, 3) uint8, RGB, left as it is
-    boxes,               # (n, 4) pixels of the image
-    state,               # (n,) 1 reached, 0 not, -1 no training target, as `Coverage.state` gives it
+    image: np.ndarray,  # (height, width, 3) uint8, RGB, left as it is
+    boxes,  # (n, 4) pixels of the image
+    # (n,) 1 reached, 0 not, -1 no training target, as Coverage.state gives it
+    state,
     thickness: int = 2,  # of the lines, pixels
-) -> np.ndarray:         # a copy with boxes
-    "A copy of `image` with objects that an anchor reaches in green, those that none does in red, others in grey; red lies on top. The lines lie around the boxes, so that a tiny object stays visible."
+) -> np.ndarray:  # a copy with boxes
+    """A copy of `image` with objects that an anchor reaches in green, those that
+    none does in red, others in grey; red lies on top.
+
+    The lines lie around the boxes, so that a tiny object stays visible.
+    """
     image = np.ascontiguousarray(image).copy()
-    boxes, state = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(state).reshape(-1)
-    if len(boxes) != len(state): raise ValueError(f"boxes and state must be of one length, not {len(boxes)} and {len(state)}")
+    boxes, state = (
+        np.asarray(boxes, np.float64).reshape(-1, 4),
+        np.asarray(state).reshape(-1),
+    )
+    if len(boxes) != len(state):
+        raise ValueError(
+            f"boxes and state must be of one length, not {len(boxes)} and"
+            f" {len(state)}"
+        )
     for which, color in ((-1, IGNORED), (1, POSITIVE), (0, NEGATIVE)):
-        for box in boxes[state == which]: draw_box(image, box + np.repeat((-thickness, thickness), 2), tuple(bytes.fromhex(color[1:])), thickness)
+        for box in boxes[state == which]:
+            draw_box(
+                image,
+                box + np.repeat((-thickness, thickness), 2),
+                tuple(bytes.fromhex(color[1:])),
+                thickness,
+            )
     return image
 
 # %% ../nbs/06c_inspection.ipynb #58497aaf
 def _axes(ax):
     "`ax`, or the axes of a new figure that nothing else knows of."
-    if ax is not None: return ax
+    if ax is not None:
+        return ax
     from matplotlib.figure import Figure
+
     return Figure(figsize=(6.4, 3.6), layout="constrained").subplots()
+
 
 def _log_axis(axis, low, high):
     "Powers of two as plain numbers."
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
-    axis.set_major_locator(FixedLocator([2.0 ** k for k in range(math.floor(math.log2(low)), math.ceil(math.log2(high)) + 1)]))
-    axis.set_major_formatter(ScalarFormatter()); axis.set_minor_locator(NullLocator()); axis.set_minor_formatter(NullFormatter())
+    from matplotlib.ticker import (
+        FixedLocator,
+        NullFormatter,
+        NullLocator,
+        ScalarFormatter,
+    )
+
+    axis.set_major_locator(
+        FixedLocator(
+            [
+                2.0**k
+                for k in range(
+                    math.floor(math.log2(low)), math.ceil(math.log2(high)) + 1
+                )
+            ]
+        )
+    )
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
 
 # %% ../nbs/06c_inspection.ipynb #75205bb6
 def plot_sizes(
     coverage: Coverage,
     ax=None,  # matplotlib axes; None makes a figure
-):            # the axes
-    "How many objects there are of each size on the canvas, unreached ones in red; lines mark the anchors."
+):  # the axes
+    """How many objects there are of each size on the canvas, unreached ones in
+    red; lines mark the anchors.
+    """
     ax, side = _axes(ax), np.maximum(coverage.side, 0.5)
-    anchors = np.unique(np.multiply.outer(coverage.hyperparameters.anchors.sizes, coverage.hyperparameters.anchors.scales))
+    anchors = np.unique(
+        np.multiply.outer(
+            coverage.hyperparameters.anchors.sizes,
+            coverage.hyperparameters.anchors.scales,
+        )
+    )
     every = np.log2(np.concatenate([side, anchors]))
-    bins = 2.0 ** np.arange(math.floor(every.min()), math.ceil(every.max()) + 0.26, 0.25)
+    bins = 2.0 ** np.arange(
+        math.floor(every.min()), math.ceil(every.max()) + 0.26, 0.25
+    )
     ax.set_xscale("log", base=2)
-    ax.hist([side[coverage.reached], side[~coverage.reached]], bins, stacked=True, color=[POSITIVE, NEGATIVE], label=["reached", "not reached"])
-    for k, a in enumerate(anchors): ax.axvline(a, color=INK, lw=0.8, ls=(0, (2, 2)), label=None if k else "anchors")
-    ax.set(xlabel="√area on the canvas, pixels", ylabel="objects"); _log_axis(ax.xaxis, bins[0], bins[-1]); ax.legend(frameon=True, framealpha=1, edgecolor="none")
+    ax.hist(
+        [side[coverage.reached], side[~coverage.reached]],
+        bins,
+        stacked=True,
+        color=[POSITIVE, NEGATIVE],
+        label=["reached", "not reached"],
+    )
+    for k, a in enumerate(anchors):
+        ax.axvline(
+            a, color=INK, lw=0.8, ls=(0, (2, 2)), label=None if k else "anchors"
+        )
+    ax.set(xlabel="√area on the canvas, pixels", ylabel="objects")
+    _log_axis(ax.xaxis, bins[0], bins[-1])
+    ax.legend(frameon=True, framealpha=1, edgecolor="none")
     return ax
 
 
 def plot_shapes(
     coverage: Coverage,
-    ax=None,           # matplotlib axes; None makes a figure
+    ax=None,  # matplotlib axes; None makes a figure
     most: int = 3000,  # draw at most about so many objects
-):                     # the axes
-    "Width and height of the objects on the canvas, unreached ones in red, and of the anchors (crosses)."
+):  # the axes
+    """Width and height of the objects on the canvas, unreached ones in red, and
+    of the anchors (crosses).
+    """
     ax, step = _axes(ax), max(1, len(coverage) // most)
-    size, reached, crosses = np.maximum(coverage.size[::step], 0.5), coverage.reached[::step], anchor_shapes(coverage.hyperparameters.anchors).reshape(-1, 2)
-    ax.set_xscale("log", base=2); ax.set_yscale("log", base=2)
-    for mask, color, name in ((reached, POSITIVE, "reached"), (~reached, NEGATIVE, "not reached")):
-        ax.plot(*size[mask].T, "o", ms=3, alpha=0.5, mew=0, color=color, label=name)
+    size, reached, crosses = (
+        np.maximum(coverage.size[::step], 0.5),
+        coverage.reached[::step],
+        anchor_shapes(coverage.hyperparameters.anchors).reshape(-1, 2),
+    )
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
+    for mask, color, name in (
+        (reached, POSITIVE, "reached"),
+        (~reached, NEGATIVE, "not reached"),
+    ):
+        ax.plot(
+            *size[mask].T, "o", ms=3, alpha=0.5, mew=0, color=color, label=name
+        )
     ax.plot(*crosses.T, "+", color=INK, ms=7, mew=1.3, label="anchors")
     every = np.concatenate([size, crosses])
-    for axis in (ax.xaxis, ax.yaxis): _log_axis(axis, every.min(), every.max())
-    ax.set(xlabel="width on the canvas, pixels", ylabel="height, pixels"); ax.legend()
+    for axis in (ax.xaxis, ax.yaxis):
+        _log_axis(axis, every.min(), every.max())
+    ax.set(xlabel="width on the canvas, pixels", ylabel="height, pixels")
+    ax.legend()
     return ax
 
 
 def plot_overlaps(
     coverage: Coverage,
     ax=None,  # matplotlib axes; None makes a figure
-):            # the axes
-    "How the objects' best overlaps are spread; lines mark `negative_overlap` and `positive_overlap`."
-    ax, bins, low, high = _axes(ax), np.linspace(0, 1, 41), coverage.hyperparameters.negative_overlap, coverage.hyperparameters.positive_overlap
+):  # the axes
+    """How the objects' best overlaps are spread; lines mark `negative_overlap`
+    and `positive_overlap`.
+    """
+    ax, bins, low, high = (
+        _axes(ax),
+        np.linspace(0, 1, 41),
+        coverage.hyperparameters.negative_overlap,
+        coverage.hyperparameters.positive_overlap,
+    )
     below = ~coverage.reached & ~coverage.between
-    ax.hist([coverage.iou[m] for m in (below, coverage.between, coverage.reached)], bins, stacked=True, color=[NEGATIVE, PALETTE[1], POSITIVE], label=[f"below {low:g}", "between", "reached"])
-    for at in (low, high): ax.axvline(at, color=INK, lw=1, ls=(0, (4, 2)))
-    ax.set(xlabel="best overlap with an anchor (IoU)", ylabel="objects", xlim=(0, 1)); ax.legend(loc="upper left")
+    ax.hist(
+        [coverage.iou[m] for m in (below, coverage.between, coverage.reached)],
+        bins,
+        stacked=True,
+        color=[NEGATIVE, PALETTE[1], POSITIVE],
+        label=[f"below {low:g}", "between", "reached"],
+    )
+    for at in (low, high):
+        ax.axvline(at, color=INK, lw=1, ls=(0, (4, 2)))
+    ax.set(
+        xlabel="best overlap with an anchor (IoU)", ylabel="objects", xlim=(0, 1)
+    )
+    ax.legend(loc="upper left")
     return ax
 
 # %% ../nbs/06c_inspection.ipynb #6c09d690
 @dataclass(frozen=True)
 class Suggestion:
     "A change of the settings, what it gives and what it costs."
-    change: str                       # in words
+
+    change: str  # in words
     hyperparameters: HyperParameters  # with the change made
-    reached: int                      # objects that it reaches
-    objects: int                      # of so many
-    area: float                       # of the canvas, as a multiple of the present one: time and memory grow with it
-    anchors: float                    # in a picture, as a multiple of the present number
-    options: str                      # of the training command
-    worst_class: float                # the least share that a class of ten objects or more has then
-    note: str = ""                    # what else to know
+    reached: int  # objects that it reaches
+    objects: int  # of so many
+    # of the canvas, as a multiple of the present one: time and memory grow with
+    # it
+    area: float
+    anchors: float  # in a picture, as a multiple of the present number
+    options: str  # of the training command
+    worst_class: (
+        float  # the least share that a class of ten objects or more has then
+    )
+    note: str = ""  # what else to know
 
     @property
     def coverage(self) -> float:
         "The part of the objects that it reaches, 0…1."
         return self.reached / self.objects if self.objects else 1.0
+
     def __str__(self):
-        return (f"{self.change}: reaches {_percent(self.coverage)} ({self.objects - self.reached} of {self.objects} objects missed), "
-                f"canvas area ×{self.area:.2f}, anchors ×{self.anchors:.2f}\n    {self.options}" + (f"\n    {self.note}" if self.note else ""))
+        return (
+            f"{self.change}: reaches {_percent(self.coverage)}"
+            f" ({self.objects - self.reached} of {self.objects} objects missed),"
+            f" canvas area ×{self.area:.2f}, anchors ×{self.anchors:.2f}\n   "
+            f" {self.options}" + (f"\n    {self.note}" if self.note else "")
+        )
 
 # %% ../nbs/06c_inspection.ipynb #bbde0d12
-def _count_anchors(image_size, anchors): return sum(math.prod(-(-n // stride) for n in image_size) for stride in anchors.strides) * anchors.num_anchors
-def _comma(values): return ",".join(f"{v:g}" for v in values)
+def _count_anchors(image_size, anchors):
+    return (
+        sum(
+            math.prod(-(-n // stride) for n in image_size)
+            for stride in anchors.strides
+        )
+        * anchors.num_anchors
+    )
+
+
+def _comma(values):
+    return ",".join(f"{v:g}" for v in values)
+
 
 def _size_choices(anchors):
-    "Other anchor sizes: all by one factor, or stretched down from the same largest one."
+    """Other anchor sizes: all by one factor, or stretched down from the same
+    largest one.
+    """
     first, last = anchors.sizes[0], anchors.sizes[-1]
     neat = lambda sizes: tuple(max(1, round(s)) for s in sizes)
-    choices = [neat(s * f for s in anchors.sizes) for f in (0.75, 0.5, 0.375, 0.25, 1.5, 2)]
+    choices = [
+        neat(s * f for s in anchors.sizes)
+        for f in (0.75, 0.5, 0.375, 0.25, 1.5, 2)
+    ]
     choices += [neat(np.geomspace(first * f, last, 5)) for f in (0.75, 0.5, 0.25)]
-    return [c for c in dict.fromkeys(choices) if c[0] >= 4 and len(set(c)) == 5 and c != tuple(anchors.sizes)]
+    return [
+        c
+        for c in dict.fromkeys(choices)
+        if c[0] >= 4 and len(set(c)) == 5 and c != tuple(anchors.sizes)
+    ]
+
 
 def _ratio_choices(anchors, targets):
     "Other ratios: from 1/3 to 3, and those of the data."
     choices = [(0.33, 1, 3), (0.33, 0.5, 1, 2, 3)]
     if len(targets):
-        forms = np.log(np.maximum(targets.boxes[:, 3] - targets.boxes[:, 1], 1e-3) / np.maximum(targets.boxes[:, 2] - targets.boxes[:, 0], 1e-3))
-        choices += [tuple(round(float(r), 2) for r in np.exp(np.quantile(forms, (np.arange(k) + 0.5) / k))) for k in (3, 5)]
-    return [c for c in dict.fromkeys(choices) if len(set(c)) == len(c) and min(c) > 0 and c != tuple(anchors.ratios)]
+        forms = np.log(
+            np.maximum(targets.boxes[:, 3] - targets.boxes[:, 1], 1e-3)
+            / np.maximum(targets.boxes[:, 2] - targets.boxes[:, 0], 1e-3)
+        )
+        choices += [
+            tuple(
+                round(float(r), 2)
+                for r in np.exp(np.quantile(forms, (np.arange(k) + 0.5) / k))
+            )
+            for k in (3, 5)
+        ]
+    return [
+        c
+        for c in dict.fromkeys(choices)
+        if len(set(c)) == len(c) and min(c) > 0 and c != tuple(anchors.ratios)
+    ]
+
 
 def _canvas_choices(image_size, targets):
-    "Larger canvases of the same shape, and of the pictures' usual shape: multiples of 32, sides at most twice as long, pictures enlarged twofold at most."
+    """Larger canvases of the same shape, and of the pictures' usual shape:
+    multiples of 32, sides at most twice as long, pictures enlarged twofold at
+    most.
+    """
     H, W = image_size
-    form = math.exp(np.median(np.log(targets.picture_size[:, 0] / targets.picture_size[:, 1])))  # height / width
+    # height / width
+    form = math.exp(
+        np.median(np.log(targets.picture_size[:, 0] / targets.picture_size[:, 1]))
+    )
     fitted = math.sqrt(H * W * form), math.sqrt(H * W / form)
     up = lambda v: max(32, math.ceil(v / 32 - 0.02) * 32)
-    choices = [tuple(up(f * v) for v in shape) for shape in ((H, W), fitted) for f in (1, 1.25, 1.5, 1.75, 2)]
+    choices = [
+        tuple(up(f * v) for v in shape)
+        for shape in ((H, W), fitted)
+        for f in (1, 1.25, 1.5, 1.75, 2)
+    ]
     before = np.median(targets.scale(image_size))
-    return [c for c in dict.fromkeys(choices) if c != tuple(image_size) and before < np.median(targets.scale(c)) <= 2]
+    return [
+        c
+        for c in dict.fromkeys(choices)
+        if c != tuple(image_size) and before < np.median(targets.scale(c)) <= 2
+    ]
+
 
 def _measure(targets, h, sizes=None, ratios=None, image_size=None):
-    "The `Suggestion` to use other sizes, ratios and canvas, measured on `targets`."
-    a = AnchorParameters(sizes or h.anchors.sizes, h.anchors.strides, ratios or h.anchors.ratios, h.anchors.scales)
+    """The `Suggestion` to use other sizes, ratios and canvas, measured on
+    `targets`.
+    """
+    a = AnchorParameters(
+        sizes or h.anchors.sizes,
+        h.anchors.strides,
+        ratios or h.anchors.ratios,
+        h.anchors.scales,
+    )
     new = h.replace(anchors=a, image_size=image_size or h.image_size)
     words, options, notes = [], [], []
-    if sizes: words.append(f"anchor sizes {', '.join(map(str, sizes))}"); options.append(f"--anchor_sizes {_comma(sizes)}")
+    if sizes:
+        words.append(f"anchor sizes {', '.join(map(str, sizes))}")
+        options.append(f"--anchor_sizes {_comma(sizes)}")
     if ratios:
-        words.append(f"anchor ratios {', '.join(f'{r:g}' for r in ratios)}"); options.append(f"--anchor_ratios {_comma(ratios)}")
-        if len(ratios) != len(h.anchors.ratios): notes.append("The heads get another number of outputs, so heads trained before do not fit.")
+        words.append(f"anchor ratios {', '.join(f'{r:g}' for r in ratios)}")
+        options.append(f"--anchor_ratios {_comma(ratios)}")
+        if len(ratios) != len(h.anchors.ratios):
+            notes.append(
+                "The heads get another number of outputs, so heads trained before"
+                " do not fit."
+            )
     if image_size:
-        words.append(f"a canvas of {image_size[0]}×{image_size[1]} (height × width)"); options.append(f"--image_size {image_size[0]}x{image_size[1]}")
-        if np.median(targets.scale(image_size)) > 1.01: notes.append("Most pictures are enlarged: that fits the anchors, but adds no detail.")
+        words.append(
+            f"a canvas of {image_size[0]}×{image_size[1]} (height × width)"
+        )
+        options.append(f"--image_size {image_size[0]}x{image_size[1]}")
+        if np.median(targets.scale(image_size)) > 1.01:
+            notes.append(
+                "Most pictures are enlarged: that fits the anchors, but adds no"
+                " detail."
+            )
     found = coverage(targets, new)
-    return Suggestion(" and ".join(words), new, int(found.reached.sum()), len(found), math.prod(new.image_size) / math.prod(h.image_size),
-                      _count_anchors(new.image_size, a) / _count_anchors(h.image_size, h.anchors), " ".join(options), found.worst_class[1], " ".join(notes))
+    return Suggestion(
+        " and ".join(words),
+        new,
+        int(found.reached.sum()),
+        len(found),
+        math.prod(new.image_size) / math.prod(h.image_size),
+        _count_anchors(new.image_size, a)
+        / _count_anchors(h.image_size, h.anchors),
+        " ".join(options),
+        found.worst_class[1],
+        " ".join(notes),
+    )
 
-_SEARCHED = 10000  # about so many objects of a larger data set choose among the settings
 
-def _cost(s): return s.area, s.anchors, -s.coverage
-def _score(s): return min(s.coverage / GOAL, s.worst_class / CLASS_GOAL)  # 1 and more is enough
-def _rank(s): return (0, *_cost(s)) if _score(s) >= 1 else (1, -_score(s))
+# about so many objects of a larger data set choose among the settings
+_SEARCHED = 10000
+
+
+def _cost(s):
+    return s.area, s.anchors, -s.coverage
+
+
+def _score(s):
+    return min(
+        s.coverage / GOAL, s.worst_class / CLASS_GOAL
+    )  # 1 and more is enough
+
+
+def _rank(s):
+    return (0, *_cost(s)) if _score(s) >= 1 else (1, -_score(s))
+
 
 def _cheapest(found):
     "The cheapest of those that reach the goal or come near the best."
@@ -350,263 +752,764 @@ def _cheapest(found):
 
 # %% ../nbs/06c_inspection.ipynb #1fc5d848
 def suggestions(
-    dataset,                                               # a sequence of `Record` with `.class_names`
+    # a sequence of Record with .class_names
+    dataset,
     hyperparameters: HyperParameters = HyperParameters(),  # the present settings
-) -> list:  # of `Suggestion`, the most useful first
-    """A few changes of anchor sizes, ratios and canvas by which more objects are reached; none where enough are already (`Coverage.enough`), or nothing helps.
+) -> list:  # of Suggestion, the most useful first
+    """A few changes of anchor sizes, ratios and canvas by which more objects are
+    reached; none where enough are already (`Coverage.enough`), or nothing
+    helps.
 
-    At most one of each kind, and one of kinds together where no single one reaches the goal, or only at a higher price. First those that reach it, the cheapest first; then the others, the best first.
-    Large data sets are searched on about 10,000 of their objects; what is returned is measured on all.
+    At most one of each kind, and one of kinds together where no single one
+    reaches the goal, or only at a higher price. First those that reach it, the
+    cheapest first; then the others, the best first. Large data sets are searched
+    on about 10,000 of their objects; what is returned is measured on all.
     """
     t, h = _Targets.of(dataset), hyperparameters
     now = coverage(t, h)
-    if now.enough: return []
+    if now.enough:
+        return []
     some = t.part(max(1, len(t) // _SEARCHED))
-    kinds = dict(sizes=_size_choices(h.anchors), ratios=_ratio_choices(h.anchors, t), image_size=_canvas_choices(h.image_size, t))
-    found = {kind: [(c, _measure(some, h, **{kind: c})) for c in choices] for kind, choices in kinds.items()}
-    chosen = [_cheapest([s for _, s in pairs]) for pairs in found.values() if pairs]
+    kinds = dict(
+        sizes=_size_choices(h.anchors),
+        ratios=_ratio_choices(h.anchors, t),
+        image_size=_canvas_choices(h.image_size, t),
+    )
+    found = {
+        kind: [(c, _measure(some, h, **{kind: c})) for c in choices]
+        for kind, choices in kinds.items()
+    }
+    chosen = [
+        _cheapest([s for _, s in pairs]) for pairs in found.values() if pairs
+    ]
     if all(_score(s) < 1 or s.area > 1.05 for s in chosen):
-        by = dict(sizes=lambda s: -_score(s), ratios=lambda s: -_score(s), image_size=lambda s: s.area)
-        best = {kind: [None] + [c for c, _ in sorted(pairs, key=lambda p: by[kind](p[1]))[:4 if kind == "image_size" else 3]] for kind, pairs in found.items()}
-        together = [_measure(some, h, *c) for c in product(best["sizes"], best["ratios"], best["image_size"]) if sum(v is not None for v in c) > 1]
+        by = dict(
+            sizes=lambda s: -_score(s),
+            ratios=lambda s: -_score(s),
+            image_size=lambda s: s.area,
+        )
+        best = {
+            kind: (
+                [None]
+                + [
+                    c
+                    for c, _ in sorted(pairs, key=lambda p: by[kind](p[1]))[
+                        : 4 if kind == "image_size" else 3
+                    ]
+                ]
+            )
+            for kind, pairs in found.items()
+        }
+        together = [
+            _measure(some, h, *c)
+            for c in product(best["sizes"], best["ratios"], best["image_size"])
+            if sum(v is not None for v in c) > 1
+        ]
         if together:
             s, single = _cheapest(together), min(chosen, key=_rank)
-            if _rank(s) < _rank(single) and (_score(s) >= 1 or _score(s) > _score(single) + 0.002): chosen.append(s)
+            if _rank(s) < _rank(single) and (
+                _score(s) >= 1 or _score(s) > _score(single) + 0.002
+            ):
+                chosen.append(s)
     missed = len(now) - int(now.reached.sum())
-    if len(some) < len(t): chosen = [_measure(t, h, *(_changed(s.hyperparameters, h))) for s in chosen]
-    chosen = [s for s in chosen if missed - (s.objects - s.reached) >= max(1, 0.1 * missed)]  # a tenth fewer, or it isn't worth a line
+    if len(some) < len(t):
+        chosen = [
+            _measure(t, h, *(_changed(s.hyperparameters, h))) for s in chosen
+        ]
+    # a tenth fewer, or it isn't worth a line
+    chosen = [
+        s
+        for s in chosen
+        if missed - (s.objects - s.reached) >= max(1, 0.1 * missed)
+    ]
     return sorted(chosen, key=_rank)
 
 
 def _changed(new, old):
     "What of sizes, ratios and canvas differs; None for what doesn't."
-    return [n if n != o else None for n, o in ((new.anchors.sizes, old.anchors.sizes), (new.anchors.ratios, old.anchors.ratios), (new.image_size, old.image_size))]
+    return [
+        n if n != o else None
+        for n, o in (
+            (new.anchors.sizes, old.anchors.sizes),
+            (new.anchors.ratios, old.anchors.ratios),
+            (new.image_size, old.image_size),
+        )
+    ]
 
 # %% ../nbs/06c_inspection.ipynb #cf58d84b
 def tiny_objects(
-    dataset,                                               # a sequence of `Record` with `.class_names`
-    hyperparameters: HyperParameters = HyperParameters(),  # anchors and image_size count
+    # a sequence of Record with .class_names
+    dataset,
+    # anchors and image_size count
+    hyperparameters: HyperParameters = HyperParameters(),
 ) -> np.ndarray:  # (m, 2): record and object, the smallest first
-    "Training targets that no anchor overlaps by a third even where their picture has its full size, or the canvas's where that is larger."
+    """Training targets that no anchor overlaps by a third even where their
+    picture has its full size, or the canvas's where that is larger.
+    """
     t = _Targets.of(dataset)
     scale = np.maximum(t.scale(hyperparameters.image_size), 1)[:, None]
     boxes = t.boxes * scale
-    tiny = np.flatnonzero(best_overlaps(boxes, np.ceil(t.picture_size * scale), hyperparameters.anchors)[0] < 1 / 3)
-    tiny = tiny[np.argsort((t.boxes[tiny, 2:] - t.boxes[tiny, :2]).prod(axis=1), kind="stable")]
+    tiny = np.flatnonzero(
+        best_overlaps(
+            boxes, np.ceil(t.picture_size * scale), hyperparameters.anchors
+        )[0]
+        < 1 / 3
+    )
+    tiny = tiny[
+        np.argsort(
+            (t.boxes[tiny, 2:] - t.boxes[tiny, :2]).prod(axis=1), kind="stable"
+        )
+    ]
     return np.stack([t.picture[tiny], t.index[tiny]], axis=1)
 
 # %% ../nbs/06c_inspection.ipynb #a319e046
 def double_boxes(
-    dataset,                # a sequence of `Record` with `.class_names`
+    dataset,  # a sequence of Record with .class_names
     overlap: float = 0.95,  # boxes of a picture that overlap more
 ) -> list:  # of (record, object, other object)
-    "Pairs of boxes in one picture that are nearly the same, of one class or of two; crowds are left out."
+    """Pairs of boxes in one picture that are nearly the same, of one class or of
+    two; crowds are left out.
+    """
     found = []
     for i, r in enumerate(dataset):
-        if len(r.labels) < 2: continue
+        if len(r.labels) < 2:
+            continue
         iou = _overlaps(r.boxes, r.boxes)
-        found += [(i, int(a), int(b)) for a, b in np.argwhere(np.triu(iou > overlap, 1)) if not (r.crowd[a] or r.crowd[b])]
+        found += [
+            (i, int(a), int(b))
+            for a, b in np.argwhere(np.triu(iou > overlap, 1))
+            if not (r.crowd[a] or r.crowd[b])
+        ]
     return found
 
 
 def same_pictures(
-    dataset,  # a sequence of `Record`
-) -> list:    # of tuples of records, each of two or more
-    "Records whose picture files hold the same bytes. Only files of equal length are read; those that cannot be are passed over."
+    dataset,  # a sequence of Record
+) -> list:  # of tuples of records, each of two or more
+    """Records whose picture files hold the same bytes.
+
+    Only files of equal length are read; those that cannot be are passed over.
+    """
+
     def groups(keys):
         by = {}
         for i, key in keys:
-            if key is not None: by.setdefault(key, []).append(i)
+            if key is not None:
+                by.setdefault(key, []).append(i)
         return [tuple(g) for g in by.values() if len(g) > 1]
+
     def length(path):
-        try: return path.stat().st_size
-        except OSError: return None
+        try:
+            return path.stat().st_size
+        except OSError:
+            return None
+
     def digest(path):
-        try: return hashlib.md5(path.read_bytes(), usedforsecurity=False).digest()
-        except OSError: return None
+        try:
+            return hashlib.md5(path.read_bytes(), usedforsecurity=False).digest()
+        except OSError:
+            return None
+
     records = list(dataset)
-    return sorted(g for same in groups((i, length(r.image)) for i, r in enumerate(records)) for g in groups((i, digest(records[i].image)) for i in same))
+    return sorted(
+        g
+        for same in groups((i, length(r.image)) for i, r in enumerate(records))
+        for g in groups((i, digest(records[i].image)) for i in same)
+    )
 
 # %% ../nbs/06c_inspection.ipynb #dfd5bd8f
 @dataclass(eq=False)
 class Inspection:
     "What `inspect_dataset` found. `print` it, or `to_json()`."
-    hyperparameters: HyperParameters
-    report: DataReport       # of the reader
-    coverage: Coverage
-    suggestions: list        # of `Suggestion`
-    files: list              # name of each record's picture
-    objects: np.ndarray      # (pictures,) objects in each
-    sizes: list              # a dictionary of quantiles for each class, and for all
-    tiny: list               # (file, width, height) of objects too small for every anchor, pixels of the picture, the smallest first
-    double: list             # (file, reason): boxes that are nearly the same
-    same: list               # tuples of files with the same bytes
-    unreadable: list = field(default_factory=list)  # (file, reason): pictures that could not be drawn
-    folder: Path = None      # where the page is
-    command: str = "retinanet_train DATA"        # to train on this data
-    said: dict = field(default_factory=dict)     # its options so far: name -> text
 
-    def line(self,
-             suggestion: Suggestion,
-             ) -> str:
-        "The whole command that follows a suggestion: the options so far, those of the suggestion over them."
+    hyperparameters: HyperParameters
+    report: DataReport  # of the reader
+    coverage: Coverage
+    suggestions: list  # of Suggestion
+    files: list  # name of each record's picture
+    objects: np.ndarray  # (pictures,) objects in each
+    sizes: list  # a dictionary of quantiles for each class, and for all
+    # (file, width, height) of objects too small for every anchor, pixels of the
+    # picture, the smallest first
+    tiny: list
+    double: list  # (file, reason): boxes that are nearly the same
+    same: list  # tuples of files with the same bytes
+    unreadable: list = field(
+        default_factory=list
+    )  # (file, reason): pictures that could not be drawn
+    folder: Path = None  # where the page is
+    command: str = "retinanet_train DATA"  # to train on this data
+    said: dict = field(default_factory=dict)  # its options so far: name -> text
+
+    def line(
+        self,
+        suggestion: Suggestion,
+    ) -> str:
+        """The whole command that follows a suggestion: the options so far, those
+        of the suggestion over them.
+        """
         words = suggestion.options.split()
-        options = {**self.said, **{name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2])}}
-        return " ".join([self.command, *(f"--{name} {shlex.quote(str(value))}" for name, value in options.items())])
+        options = {
+            **self.said,
+            **{
+                name.removeprefix("--"): value
+                for name, value in zip(words[::2], words[1::2])
+            },
+        }
+        return " ".join(
+            [
+                self.command,
+                *(
+                    f"--{name} {shlex.quote(str(value))}"
+                    for name, value in options.items()
+                ),
+            ]
+        )
 
     def to_json(self) -> str:
         "All of it as JSON text; every unreached object is listed."
         c, h = self.coverage, self.hyperparameters
-        return json.dumps(dict(
-            source=self.report.source, hyperparameters=json.loads(h.to_json()), data=asdict(self.report),
-            coverage=dict(share=c.share, enough=c.enough, objects=len(c), reached=int(c.reached.sum()), between=int(c.between.sum()), left_out=c.left_out, per_class=c.per_class(), per_size=c.per_size(),
-                          unreached=[dict(file=self.files[c.picture[k]], object=int(c.index[k]), name=c.class_names[c.label[k]], canvas_box=[round(float(v), 2) for v in c.boxes[k]], iou=round(float(c.iou[k]), 4), level=f"P{c.level[k] + 3}")
-                                     for k in np.flatnonzero(~c.reached)]),
-            sizes=self.sizes, objects_per_picture=dict(median=float(np.median(self.objects)), most=int(self.objects.max())) if len(self.objects) else None,
-            suggestions=[dict(change=s.change, coverage=s.coverage, worst_class=s.worst_class, reached=s.reached, objects=s.objects, area=s.area, anchors=s.anchors, options=s.options, note=s.note) for s in self.suggestions],
-            tiny=self.tiny, double_boxes=self.double, same_pictures=self.same, unreadable=self.unreadable), indent=1, ensure_ascii=False)
+        return json.dumps(
+            dict(
+                source=self.report.source,
+                hyperparameters=json.loads(h.to_json()),
+                data=asdict(self.report),
+                coverage=dict(
+                    share=c.share,
+                    enough=c.enough,
+                    objects=len(c),
+                    reached=int(c.reached.sum()),
+                    between=int(c.between.sum()),
+                    left_out=c.left_out,
+                    per_class=c.per_class(),
+                    per_size=c.per_size(),
+                    unreached=[
+                        dict(
+                            file=self.files[c.picture[k]],
+                            object=int(c.index[k]),
+                            name=c.class_names[c.label[k]],
+                            canvas_box=[round(float(v), 2) for v in c.boxes[k]],
+                            iou=round(float(c.iou[k]), 4),
+                            level=f"P{c.level[k] + 3}",
+                        )
+                        for k in np.flatnonzero(~c.reached)
+                    ],
+                ),
+                sizes=self.sizes,
+                objects_per_picture=(
+                    dict(
+                        median=float(np.median(self.objects)),
+                        most=int(self.objects.max()),
+                    )
+                    if len(self.objects)
+                    else None
+                ),
+                suggestions=[
+                    dict(
+                        change=s.change,
+                        coverage=s.coverage,
+                        worst_class=s.worst_class,
+                        reached=s.reached,
+                        objects=s.objects,
+                        area=s.area,
+                        anchors=s.anchors,
+                        options=s.options,
+                        note=s.note,
+                    )
+                    for s in self.suggestions
+                ],
+                tiny=self.tiny,
+                double_boxes=self.double,
+                same_pictures=self.same,
+                unreadable=self.unreadable,
+            ),
+            indent=1,
+            ensure_ascii=False,
+        )
 
     @property
     def verdict(self) -> str:
         "Coverage and advice in a sentence or two."
         c, h = self.coverage, self.hyperparameters
-        if not len(c): return "There is no object to train on."
+        if not len(c):
+            return "There is no object to train on."
         missed = len(c) - int(c.reached.sum())
-        text = (f"{_percent(c.share)} of {len(c)} objects are reached by an anchor (IoU {h.positive_overlap:g} or more) on a canvas of {h.image_size[0]}×{h.image_size[1]} with anchor sizes {_comma(h.anchors.sizes)}"
-                + (f"; {missed} are not ({int(c.between.sum())} of them between {h.negative_overlap:g} and {h.positive_overlap:g}). " if missed else ". "))
-        if missed and not c.enough: text += "Only the forced match teaches these. " if h.force_match else "Without force_match they teach nothing. "
-        if c.worst_class[1] < CLASS_GOAL: text += f"Of the class {c.worst_class[0]} only {_percent(c.worst_class[1])} are reached. "
-        return text + ("Nothing needs changing." if c.enough else "See the proposals." if self.suggestions else "None of the changes tried reaches a tenth of them.")
+        text = (
+            f"{_percent(c.share)} of {len(c)} objects are reached by an anchor"
+            f" (IoU {h.positive_overlap:g} or more) on a canvas of"
+            f" {h.image_size[0]}×{h.image_size[1]} with anchor sizes"
+            f" {_comma(h.anchors.sizes)}"
+            + (
+                f"; {missed} are not ({int(c.between.sum())} of them between"
+                f" {h.negative_overlap:g} and {h.positive_overlap:g}). "
+                if missed
+                else ". "
+            )
+        )
+        if missed and not c.enough:
+            text += (
+                "Only the forced match teaches these. "
+                if h.force_match
+                else "Without force_match they teach nothing. "
+            )
+        if c.worst_class[1] < CLASS_GOAL:
+            text += (
+                f"Of the class {c.worst_class[0]} only"
+                f" {_percent(c.worst_class[1])} are reached. "
+            )
+        return text + (
+            "Nothing needs changing."
+            if c.enough
+            else (
+                "See the proposals."
+                if self.suggestions
+                else "None of the changes tried reaches a tenth of them."
+            )
+        )
 
     def _sizes_text(self):
         width = max(len(r["name"]) for r in self.sizes)
-        lines = [f"{'':{width}}  objects  {'√area: least':>12}  {'10 %':>6}  {'median':>6}  {'90 %':>6}  {'most':>6}   {'height/width: 10 %':>18}  median  90 %"]
-        return "\n".join(lines + [f"{r['name']:{width}}  {r['objects']:7}  " + (f"{r['side'][0]:12.1f}  " + "  ".join(f"{v:6.1f}" for v in r["side"][1:]) + f"   {r['ratio'][0]:18.2f}  {r['ratio'][1]:6.2f}  {r['ratio'][2]:4.2f}" if r["side"] else "–")
-                                  for r in self.sizes if r["objects"] or r["name"] == "all classes"])
+        lines = [
+            f"{'':{width}}  objects  {'√area: least':>12}  {'10 %':>6} "
+            f" {'median':>6}  {'90 %':>6}  {'most':>6}  "
+            f" {'height/width: 10 %':>18}  median  90 %"
+        ]
+        return "\n".join(
+            lines
+            + [
+                f"{r['name']:{width}}  {r['objects']:7}  "
+                + (
+                    f"{r['side'][0]:12.1f}  "
+                    + "  ".join(f"{v:6.1f}" for v in r["side"][1:])
+                    + f"   {r['ratio'][0]:18.2f}  {r['ratio'][1]:6.2f} "
+                    f" {r['ratio'][2]:4.2f}"
+                    if r["side"]
+                    else "–"
+                )
+                for r in self.sizes
+                if r["objects"] or r["name"] == "all classes"
+            ]
+        )
 
     def _tiny_text(self):
-        if not self.tiny: return ""
+        if not self.tiny:
+            return ""
         file, width, height = self.tiny[0]
-        return (f"{'1 object overlaps' if len(self.tiny) == 1 else f'{len(self.tiny)} objects overlap'} no anchor by a third even where pictures are not shrunk; the smallest is {width:g}×{height:g} pixels, in {file}. "
-                "Only smaller anchors can reach these, or pictures taken closer or cut into tiles: the finest cells are 8 pixels wide.")
+        return (
+            f"{'1 object overlaps' if len(self.tiny) == 1 else f'{len(self.tiny)} objects overlap'}"
+            " no anchor by a third even where pictures are not shrunk; the"
+            f" smallest is {width:g}×{height:g} pixels, in {file}. Only smaller"
+            " anchors can reach these, or pictures taken closer or cut into"
+            " tiles: the finest cells are 8 pixels wide."
+        )
 
     def __str__(self):
         c = self.coverage
-        few = lambda items, line: [f"  {line(i)}" for i in items[:10]] + ([f"  … and {len(items) - 10} more"] if len(items) > 10 else [])
-        parts = [f"Inspection of {self.report.source}", self.verdict, "", "DATA", str(self.report), "", f"SIZES on the canvas, pixels (of training targets; difficult objects and crowds left out: {c.left_out})", self._sizes_text()]
-        if len(self.objects): parts.append(f"objects a picture: {np.median(self.objects):g} in the median, {self.objects.max()} at most ({self.files[int(self.objects.argmax())]})")
+        few = lambda items, line: (
+            [f"  {line(i)}" for i in items[:10]]
+            + ([f"  … and {len(items) - 10} more"] if len(items) > 10 else [])
+        )
+        parts = [
+            f"Inspection of {self.report.source}",
+            self.verdict,
+            "",
+            "DATA",
+            str(self.report),
+            "",
+            (
+                "SIZES on the canvas, pixels (of training targets; difficult"
+                f" objects and crowds left out: {c.left_out})"
+            ),
+            self._sizes_text(),
+        ]
+        if len(self.objects):
+            parts.append(
+                f"objects a picture: {np.median(self.objects):g} in the median,"
+                f" {self.objects.max()} at most"
+                f" ({self.files[int(self.objects.argmax())]})"
+            )
         parts += ["", "COVERAGE by anchors", str(c)]
-        if self.tiny: parts.append(self._tiny_text())
-        parts += ["", "SUSPICIOUS", f"boxes that are nearly the same: {len(self.double)}", *few(self.double, ": ".join), f"picture files with the same bytes: {len(self.same)}", *few(self.same, " = ".join)]
-        if self.unreadable: parts += [f"pictures that cannot be read: {len(self.unreadable)}", *few(self.unreadable, ": ".join)]
-        parts += ["", "PROPOSALS", *([f"{k}. {s}" for k, s in enumerate(self.suggestions, 1)] or ["none" if not c.enough else "nothing needs changing" if len(c) else "there is no object to train on"])]
+        if self.tiny:
+            parts.append(self._tiny_text())
+        parts += [
+            "",
+            "SUSPICIOUS",
+            f"boxes that are nearly the same: {len(self.double)}",
+            *few(self.double, ": ".join),
+            f"picture files with the same bytes: {len(self.same)}",
+            *few(self.same, " = ".join),
+        ]
+        if self.unreadable:
+            parts += [
+                f"pictures that cannot be read: {len(self.unreadable)}",
+                *few(self.unreadable, ": ".join),
+            ]
+        parts += [
+            "",
+            "PROPOSALS",
+            *(
+                [f"{k}. {s}" for k, s in enumerate(self.suggestions, 1)]
+                or [
+                    "none"
+                    if not c.enough
+                    else (
+                        "nothing needs changing"
+                        if len(c)
+                        else "there is no object to train on"
+                    )
+                ]
+            ),
+        ]
         return "\n".join(parts)
+
     __repr__ = __str__
 
 # %% ../nbs/06c_inspection.ipynb #92ef86b7
 def _file_names(dataset):
     "Short names of the pictures: relative to the folder that holds them all."
     paths = [Path(r.image) for r in dataset]
-    try: base = os.path.commonpath([p.parent for p in paths]) if paths else ""
-    except ValueError: return [str(p) for p in paths]  # two drives, or absolute and relative paths
+    try:
+        base = os.path.commonpath([p.parent for p in paths]) if paths else ""
+    # two drives, or absolute and relative paths
+    except ValueError:
+        return [str(p) for p in paths]
     return [os.path.relpath(p, base) if base else str(p) for p in paths]
 
+
 def _size_table(coverage):
-    "Quantiles of √area and of height / width on the canvas, a dictionary for each class and one for all."
-    side, ratio = coverage.side, coverage.size[:, 1] / np.maximum(coverage.size[:, 0], 1e-3)
-    row = lambda name, m: dict(name=name, objects=int(m.sum()), side=np.quantile(side[m], (0, .1, .5, .9, 1)).round(2).tolist() if m.any() else None,
-                               ratio=np.quantile(ratio[m], (.1, .5, .9)).round(3).tolist() if m.any() else None)
-    return [row(name, coverage.label == k) for k, name in enumerate(coverage.class_names)] + [row("all classes", np.full(len(coverage), True))]
+    """Quantiles of √area and of height / width on the canvas, a dictionary for
+    each class and one for all.
+    """
+    side, ratio = (
+        coverage.side,
+        coverage.size[:, 1] / np.maximum(coverage.size[:, 0], 1e-3),
+    )
+    row = lambda name, m: dict(
+        name=name,
+        objects=int(m.sum()),
+        side=(
+            np.quantile(side[m], (0, 0.1, 0.5, 0.9, 1)).round(2).tolist()
+            if m.any()
+            else None
+        ),
+        ratio=(
+            np.quantile(ratio[m], (0.1, 0.5, 0.9)).round(3).tolist()
+            if m.any()
+            else None
+        ),
+    )
+    return [
+        row(name, coverage.label == k)
+        for k, name in enumerate(coverage.class_names)
+    ] + [row("all classes", np.full(len(coverage), True))]
+
 
 def _worth_seeing(coverage, objects, count):
-    "Pictures to look at: those with most unreached objects first, then a sample over the rest of those with objects."
+    """Pictures to look at: those with most unreached objects first, then a sample
+    over the rest of those with objects.
+    """
     order = lambda ks: sorted(ks, key=lambda k: (-missed[k], worst[k], k))
-    missed = np.bincount(coverage.picture[~coverage.reached], minlength=len(objects))
-    worst = np.ones(len(objects)); np.minimum.at(worst, coverage.picture, coverage.iou)
+    missed = np.bincount(
+        coverage.picture[~coverage.reached], minlength=len(objects)
+    )
+    worst = np.ones(len(objects))
+    np.minimum.at(worst, coverage.picture, coverage.iou)
     bad = order(np.flatnonzero(missed))[:count]
     rest = np.flatnonzero((missed == 0) & (objects > 0))
     take = min(count - len(bad), len(rest))
-    return [int(k) for k in bad] + [int(k) for k in (rest[np.linspace(0, len(rest) - 1, take).round().astype(int)] if take > 0 else ())]
+    return [int(k) for k in bad] + [
+        int(k)
+        for k in (
+            rest[np.linspace(0, len(rest) - 1, take).round().astype(int)]
+            if take > 0
+            else ()
+        )
+    ]
 
 # %% ../nbs/06c_inspection.ipynb #e535751f
 def _cards(inspection, dataset, page, count):
-    "Cards of the pictures worth seeing, drawn at a handy size; a picture that cannot be read is noted instead."
+    """Cards of the pictures worth seeing, drawn at a handy size; a picture that
+    cannot be read is noted instead.
+    """
     c, cards = inspection.coverage, []
     for i in _worth_seeing(c, inspection.objects, count):
         r, file = dataset[i], inspection.files[i]
-        try: image = read_image(r.image)
-        except (OSError, ValueError) as e: inspection.unreadable.append((file, str(e).replace(str(r.image), file))); continue
+        try:
+            image = read_image(r.image)
+        except (OSError, ValueError) as e:
+            inspection.unreadable.append(
+                (file, str(e).replace(str(r.image), file))
+            )
+            continue
         longest = max(image.shape[:2])
         scale = min(640, max(320, longest)) / longest
-        image, fit = fit_to_canvas(image, [max(1, round(n * scale)) for n in image.shape[:2]])
+        image, fit = fit_to_canvas(
+            image, [max(1, round(n * scale)) for n in image.shape[:2]]
+        )
         state, of = c.state(i, len(r.labels)), c.picture == i
-        text = f"{file}: {int((state >= 0).sum())} objects, {int((state == 0).sum())} not reached"
+        text = (
+            f"{file}: {int((state >= 0).sum())} objects,"
+            f" {int((state == 0).sum())} not reached"
+        )
         if (state == 0).any():
             k = np.flatnonzero(of)[c.iou[of].argmin()]
-            text += f"; worst: {c.class_names[c.label[k]]}, {c.size[k][0]:.0f}×{c.size[k][1]:.0f} pixels on the canvas, IoU {c.iou[k]:.2f}"
-        cards.append(page.picture(draw_reach(image, fit.to_canvas(r.boxes), state, max(2, round(max(image.shape) / 160))), text))
+            text += (
+                f"; worst: {c.class_names[c.label[k]]},"
+                f" {c.size[k][0]:.0f}×{c.size[k][1]:.0f} pixels on the canvas,"
+                f" IoU {c.iou[k]:.2f}"
+            )
+        cards.append(
+            page.picture(
+                draw_reach(
+                    image,
+                    fit.to_canvas(r.boxes),
+                    state,
+                    max(2, round(max(image.shape) / 160)),
+                ),
+                text,
+            )
+        )
     return cards
 
-def _cut(share): return None if share is None else math.floor(1000 * share + 1e-9) / 1000  # 1.000 means all
+
+def _cut(share):
+    return (
+        None if share is None else math.floor(1000 * share + 1e-9) / 1000
+    )  # 1.000 means all
+
 
 def _write_page(inspection, dataset, folder, count):
     "index.html with its pictures, report.txt and report.json."
     import matplotlib
     from matplotlib.figure import Figure
+
     c, r = inspection.coverage, inspection.report
     page = Page(folder, f"Inspection of {r.source}", inspection.verdict)
     cards = _cards(inspection, dataset, page, count)
-    page.section("", "", page.headline(_percent(c.share) if len(c) else "–", f"of {len(c)} objects have an anchor that fits them"))
+    page.section(
+        "",
+        "",
+        page.headline(
+            _percent(c.share) if len(c) else "–",
+            f"of {len(c)} objects have an anchor that fits them",
+        ),
+    )
     if inspection.suggestions:
-        rows = [("as it is", _cut(c.share), 1.0, 1.0)] + [(s.change, _cut(s.coverage), s.area, s.anchors) for s in inspection.suggestions]
-        page.section("Proposals", "Options for the training command; the area is that of the canvas beside the present one, and time grows with it.",
-                     page.table(("change", "objects reached", "area ×", "anchors ×"), rows, bars=(1,)), page.text("\n".join(inspection.line(s) + f"  # {s.note}" * bool(s.note) for s in inspection.suggestions)))
-    elif len(c) and c.enough: page.section("Proposals", "Nothing needs changing.")
-    if inspection.tiny: page.section("Too small", inspection._tiny_text())
-    if cards: page.section("Pictures", "Green: an anchor reaches the object. Red: none does. Grey: difficult objects and crowds, which are no training targets. Pictures with most red first.", page.grid(cards))
+        rows = [("as it is", _cut(c.share), 1.0, 1.0)] + [
+            (s.change, _cut(s.coverage), s.area, s.anchors)
+            for s in inspection.suggestions
+        ]
+        page.section(
+            "Proposals",
+            "Options for the training command; the area is that of the canvas"
+            " beside the present one, and time grows with it.",
+            page.table(
+                ("change", "objects reached", "area ×", "anchors ×"),
+                rows,
+                bars=(1,),
+            ),
+            page.text(
+                "\n".join(
+                    inspection.line(s) + f"  # {s.note}" * bool(s.note)
+                    for s in inspection.suggestions
+                )
+            ),
+        )
+    elif len(c) and c.enough:
+        page.section("Proposals", "Nothing needs changing.")
+    if inspection.tiny:
+        page.section("Too small", inspection._tiny_text())
+    if cards:
+        page.section(
+            "Pictures",
+            "Green: an anchor reaches the object. Red: none does. Grey: difficult"
+            " objects and crowds, which are no training targets. Pictures with"
+            " most red first.",
+            page.grid(cards),
+        )
     if len(c):
-        columns, cells = ("objects", "reached", "share", f"{c.hyperparameters.negative_overlap:g} to {c.hyperparameters.positive_overlap:g}", "below"), lambda row: [_cut(row[k]) if k == "share" else row[k] for k in ("name", "objects", "reached", "share", "between", "below")]
-        page.section("Coverage by class", f"On a canvas of {c.hyperparameters.image_size[0]}×{c.hyperparameters.image_size[1]} pixels (height × width). Difficult objects and crowds are not counted; there are {c.left_out}.",
-                     page.table(("class", *columns), map(cells, c.per_class()), bars=(3,)))
+        columns, cells = (
+            (
+                "objects",
+                "reached",
+                "share",
+                (
+                    f"{c.hyperparameters.negative_overlap:g} to"
+                    f" {c.hyperparameters.positive_overlap:g}"
+                ),
+                "below",
+            ),
+            lambda row: [
+                _cut(row[k]) if k == "share" else row[k]
+                for k in (
+                    "name",
+                    "objects",
+                    "reached",
+                    "share",
+                    "between",
+                    "below",
+                )
+            ],
+        )
+        page.section(
+            "Coverage by class",
+            "On a canvas of"
+            f" {c.hyperparameters.image_size[0]}×{c.hyperparameters.image_size[1]}"
+            " pixels (height × width). Difficult objects and crowds are not"
+            f" counted; there are {c.left_out}.",
+            page.table(("class", *columns), map(cells, c.per_class()), bars=(3,)),
+        )
         with matplotlib.rc_context():
             book_style()
             figure = Figure(figsize=(12, 3.6), layout="constrained")
-            for plot, ax in zip((plot_sizes, plot_shapes, plot_overlaps), figure.subplots(1, 3)): plot(c, ax)
-            views = page.figure(figure, "Left: sizes of the objects; dashed lines are the anchors' sides. Middle: width and height; crosses are the anchors. Right: best overlap of each object with an anchor; dashed lines are the two thresholds.")
-        page.section("Coverage by size", "", page.table(("√area on the canvas, pixels", *columns), map(cells, c.per_size()), bars=(3,)), views)
+            for plot, ax in zip(
+                (plot_sizes, plot_shapes, plot_overlaps), figure.subplots(1, 3)
+            ):
+                plot(c, ax)
+            views = page.figure(
+                figure,
+                "Left: sizes of the objects; dashed lines are the anchors' sides."
+                " Middle: width and height; crosses are the anchors. Right: best"
+                " overlap of each object with an anchor; dashed lines are the two"
+                " thresholds.",
+            )
+        page.section(
+            "Coverage by size",
+            "",
+            page.table(
+                ("√area on the canvas, pixels", *columns),
+                map(cells, c.per_size()),
+                bars=(3,),
+            ),
+            views,
+        )
     total = max(1, r.objects)
-    page.section("Classes", "All objects, difficult ones and crowds too.", page.table(("class", "share of objects", "objects", "pictures", "difficult", "truncated"),
-                 [(name, n["objects"] / total, n["objects"], n["pictures"], n["difficult"], n["truncated"]) for name, n in r.per_class.items()], bars=(1,)))
-    bad = [(kind, *item) for kind in ("refused", "dropped", "clipped", "noted") for item in getattr(r, kind)] + [("double box", *item) for item in inspection.double]
-    bad += [("same bytes", s[0], " = ".join(s[1:])) for s in inspection.same] + [("unreadable", *item) for item in inspection.unreadable]
-    page.section("Files", (f"The first 300 of {len(bad)} entries; report.json has all." if len(bad) > 300 else "") if bad else "Every file was taken as it stood.", *([page.table(("what", "file", "reason"), bad[:300])] if bad else []))
+    page.section(
+        "Classes",
+        "All objects, difficult ones and crowds too.",
+        page.table(
+            (
+                "class",
+                "share of objects",
+                "objects",
+                "pictures",
+                "difficult",
+                "truncated",
+            ),
+            [
+                (
+                    name,
+                    n["objects"] / total,
+                    n["objects"],
+                    n["pictures"],
+                    n["difficult"],
+                    n["truncated"],
+                )
+                for name, n in r.per_class.items()
+            ],
+            bars=(1,),
+        ),
+    )
+    bad = [
+        (kind, *item)
+        for kind in ("refused", "dropped", "clipped", "noted")
+        for item in getattr(r, kind)
+    ] + [("double box", *item) for item in inspection.double]
+    bad += [("same bytes", s[0], " = ".join(s[1:])) for s in inspection.same] + [
+        ("unreadable", *item) for item in inspection.unreadable
+    ]
+    page.section(
+        "Files",
+        (
+            (
+                f"The first 300 of {len(bad)} entries; report.json has all."
+                if len(bad) > 300
+                else ""
+            )
+            if bad
+            else "Every file was taken as it stood."
+        ),
+        *([page.table(("what", "file", "reason"), bad[:300])] if bad else []),
+    )
     page.section("The report as text", "", page.text(str(inspection)))
-    for name, text in (("report.txt", str(inspection) + "\n"), ("report.json", inspection.to_json() + "\n")): save_atomically(page.folder / name, lambda p: p.write_text(text, encoding="utf-8"))
+    for name, text in (
+        ("report.txt", str(inspection) + "\n"),
+        ("report.json", inspection.to_json() + "\n"),
+    ):
+        save_atomically(
+            page.folder / name, lambda p: p.write_text(text, encoding="utf-8")
+        )
     page.save()
 
 # %% ../nbs/06c_inspection.ipynb #62779ed8
 def inspect_dataset(
-    dataset,                                               # a sequence of `Record` with `.class_names`: `VOCDataset`, `COCODataset`, `CSVDataset`, `Records`
-    hyperparameters: HyperParameters = HyperParameters(),  # the settings that you mean to train with: image_size, anchors, overlaps
-    folder: str | Path = None,                             # where index.html, pictures/, report.txt and report.json go; None: nowhere
-    pictures: int = 24,                                    # how many pictures the page shows
-    command: str = "retinanet_train DATA",                 # to train on this data, for the proposals
-    said: dict = None,                                     # options of that command that belong to `hyperparameters`: name -> text
+    # a sequence of Record with .class_names: VOCDataset, COCODataset, CSVDataset,
+    # Records
+    dataset,
+    # the settings that you mean to train with: image_size, anchors, overlaps
+    hyperparameters: HyperParameters = HyperParameters(),
+    # where index.html, pictures/, report.txt and report.json go; None: nowhere
+    folder: str | Path = None,
+    # how many pictures the page shows
+    pictures: int = 24,
+    # to train on this data, for the proposals
+    command: str = "retinanet_train DATA",
+    # options of that command that belong to hyperparameters: name -> text
+    said: dict = None,
 ) -> Inspection:
-    """Examine a data set before training: classes, sizes, bad files, doubles, and above all which objects no anchor reaches and what would reach them.
+    """Examine a data set before training: classes, sizes, bad files, doubles, and
+    above all which objects no anchor reaches and what would reach them.
 
-    Pictures are decoded only for the page, as many as it shows. Raises `TypeError` for what is no data set, `ValueError` for labels without a name.
+    Pictures are decoded only for the page, as many as it shows. Raises
+    `TypeError` for what is no data set, `ValueError` for labels without a name.
     """
     targets = _Targets.of(dataset)
-    report = getattr(dataset, "report", None) or DataReport("records").count(list(dataset), tuple(dataset.class_names))
-    files, names, found = _file_names(dataset), targets.class_names, coverage(targets, hyperparameters)
+    report = getattr(dataset, "report", None) or DataReport("records").count(
+        list(dataset), tuple(dataset.class_names)
+    )
+    files, names, found = (
+        _file_names(dataset),
+        targets.class_names,
+        coverage(targets, hyperparameters),
+    )
+
     def doubles(i, a, b):
         r = dataset[i]
         first, second = names[r.labels[a]], names[r.labels[b]]
-        return files[i], f"objects {a + 1} and {b + 1} are two boxes of {first} that are nearly the same" if first == second else f"objects {a + 1} and {b + 1} are nearly the same box, once {first} and once {second}"
-    tiny = [(files[i], *(round(float(v), 1) for v in dataset[i].boxes[k, 2:] - dataset[i].boxes[k, :2])) for i, k in tiny_objects(targets, hyperparameters).tolist()]
-    result = Inspection(hyperparameters, report, found, suggestions(targets, hyperparameters), files, np.array([len(r.labels) for r in dataset], int), _size_table(found), tiny,
-                        [doubles(*d) for d in double_boxes(dataset)], [tuple(files[i] for i in g) for g in same_pictures(dataset)], command=command, said=dict(said or {}))
+        return files[i], (
+            f"objects {a + 1} and {b + 1} are two boxes of {first} that are"
+            " nearly the same"
+            if first == second
+            else (
+                f"objects {a + 1} and {b + 1} are nearly the same box, once"
+                f" {first} and once {second}"
+            )
+        )
+
+    tiny = [
+        (
+            files[i],
+            *(
+                round(float(v), 1)
+                for v in dataset[i].boxes[k, 2:] - dataset[i].boxes[k, :2]
+            ),
+        )
+        for i, k in tiny_objects(targets, hyperparameters).tolist()
+    ]
+    result = Inspection(
+        hyperparameters,
+        report,
+        found,
+        suggestions(targets, hyperparameters),
+        files,
+        np.array([len(r.labels) for r in dataset], int),
+        _size_table(found),
+        tiny,
+        [doubles(*d) for d in double_boxes(dataset)],
+        [tuple(files[i] for i in g) for g in same_pictures(dataset)],
+        command=command,
+        said=dict(said or {}),
+    )
     if folder is not None:
         _write_page(result, dataset, Path(folder), int(pictures))
         result.folder = Path(folder)

@@ -6,6 +6,8 @@
 __all__ = ['focal_loss', 'smooth_l1_loss']
 
 # %% ../nbs/05b_losses.ipynb #c66496d8
+#| code-fold: true
+#| code-summary: "Imports"
 from keras import ops
 
 # %% ../nbs/05b_losses.ipynb #4a3cb2d6
@@ -13,29 +15,42 @@ def _positives(
     classes,  # (B, N): −1 background, −2 ignored
 ):
     "The number of anchors in the batch that answer for an object, at least 1."
-    return ops.maximum(ops.sum(ops.cast(ops.cast(classes, "int32") >= 0, "float32")), 1.0)
+    return ops.maximum(
+        ops.sum(ops.cast(ops.cast(classes, "int32") >= 0, "float32")), 1.0
+    )
 
 # %% ../nbs/05b_losses.ipynb #34219a4b
 def focal_loss(
-    alpha: float | None = 0.25,  # weight of the positives, 1 − alpha of the negatives; `None`: both 1
-    gamma: float = 2.0,          # how fast easy examples fade; 0 is cross entropy
+    # weight of the positives, 1 − alpha of the negatives; None: both 1
+    alpha: float | None = 0.25,
+    gamma: float = 2.0,  # how fast easy examples fade; 0 is cross entropy
 ):
-    """The focal loss as a function `loss(classes (B, N), logits (B, N, K))` → scalar, divided by the batch's positives (at least 1).
+    """The focal loss as a function `loss(classes (B, N), logits (B, N, K))` →
+    scalar, divided by the batch's positives (at least 1).
 
-    `classes` are those of `assign_targets`: −1 is background for all K classes, −2 counts nowhere. Computed from logits, without overflow.
-    Raises `ValueError` for `alpha` outside 0…1 or a negative `gamma`. Source: RetinaNet (Lin et al. 2017), equations 4 and 5.
+    `classes` are those of `assign_targets`: −1 is background for all K classes,
+    −2 counts nowhere. Computed from logits, without overflow. Raises `ValueError`
+    for `alpha` outside 0…1 or a negative `gamma`. Source: RetinaNet (Lin et al.
+    2017), equations 4 and 5.
     """
-    if alpha is not None and not 0 < alpha < 1: raise ValueError(f"alpha must be None or between 0 and 1, not {alpha}")
-    if not gamma >= 0: raise ValueError(f"gamma must be 0 or more, not {gamma}")
+    if alpha is not None and not 0 < alpha < 1:
+        raise ValueError(f"alpha must be None or between 0 and 1, not {alpha}")
+    if not gamma >= 0:
+        raise ValueError(f"gamma must be 0 or more, not {gamma}")
 
     def loss(classes, logits):
         logits = ops.cast(logits, "float32")
-        classes = ops.cast(classes, "int32")[..., None]                         # (B, N, 1)
-        positive = classes == ops.arange(logits.shape[-1], dtype="int32")       # (B, N, K); −1 and −2 are no class
-        towards = ops.where(positive, logits, -logits)                          # the logit of the truth
-        log_miss, log_hit = -ops.softplus(towards), -ops.softplus(-towards)     # log(1 − p_t), log p_t
+        # (B, N, 1)
+        classes = ops.cast(classes, "int32")[..., None]
+        # (B, N, K); −1 and −2 are no class
+        positive = classes == ops.arange(logits.shape[-1], dtype="int32")
+        # the logit of the truth
+        towards = ops.where(positive, logits, -logits)
+        # log(1 − p_t), log p_t
+        log_miss, log_hit = -ops.softplus(towards), -ops.softplus(-towards)
         cost = -ops.exp(gamma * log_miss) * log_hit
-        if alpha is not None: cost = cost * ops.where(positive, alpha, 1 - alpha)
+        if alpha is not None:
+            cost = cost * ops.where(positive, alpha, 1 - alpha)
         return ops.sum(ops.where(classes == -2, 0.0, cost)) / _positives(classes)
 
     return loss
@@ -44,16 +59,23 @@ def focal_loss(
 def smooth_l1_loss(
     sigma: float = 3.0,  # quadratic below 1 / σ², linear above
 ):
-    """Smooth L1 as a function `loss(classes (B, N), target_deltas (B, N, 4), deltas (B, N, 4))` → scalar.
+    """Smooth L1 as a function `loss(classes (B, N), target_deltas (B, N, 4),
+    deltas (B, N, 4))` → scalar.
 
-    Summed over the positive anchors only and divided by their number (at least 1). Raises `ValueError` for a `sigma` that isn't positive.
-    Source: Fast R-CNN (Girshick 2015), equation 3; σ as in Faster R-CNN's published code.
+    Summed over the positive anchors only and divided by their number (at least
+    1). Raises `ValueError` for a `sigma` that isn't positive. Source: Fast R-CNN
+    (Girshick 2015), equation 3; σ as in Faster R-CNN's published code.
     """
-    if not sigma > 0: raise ValueError(f"sigma must be above 0, not {sigma}")
+    if not sigma > 0:
+        raise ValueError(f"sigma must be above 0, not {sigma}")
 
     def loss(classes, target_deltas, deltas):
-        d = ops.abs(ops.cast(deltas, "float32") - ops.cast(target_deltas, "float32"))
-        cost = ops.where(d < 1 / sigma**2, 0.5 * (sigma * d) ** 2, d - 0.5 / sigma**2)
+        d = ops.abs(
+            ops.cast(deltas, "float32") - ops.cast(target_deltas, "float32")
+        )
+        cost = ops.where(
+            d < 1 / sigma**2, 0.5 * (sigma * d) ** 2, d - 0.5 / sigma**2
+        )
         positive = (ops.cast(classes, "int32") >= 0)[..., None]
         return ops.sum(ops.where(positive, cost, 0.0)) / _positives(classes)
 

@@ -8,6 +8,8 @@ __all__ = ['INK', 'ACCENT', 'POSITIVE', 'NEGATIVE', 'IGNORED', 'PALETTE', 'label
            'draw_detections', 'Diagram', 'Page']
 
 # %% ../nbs/00a_pictures.ipynb #3c700d5d
+#| code-fold: true
+#| code-summary: "Imports"
 import colorsys
 import io
 import os
@@ -19,265 +21,478 @@ import cv2
 import numpy as np
 
 # %% ../nbs/00a_pictures.ipynb #23dafb81
-INK, ACCENT = "#22303c", "#0072b2"                                   # text and lines; what the text speaks of
-POSITIVE, NEGATIVE, IGNORED = "#009e73", "#d55e00", "#9aa5b1"         # object, background, neither
-PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6bb1", "#b5a300")
+# text and lines; what the text speaks of
+INK, ACCENT = "#22303c", "#0072b2"
+# object, background, neither
+POSITIVE, NEGATIVE, IGNORED = "#009e73", "#d55e00", "#9aa5b1"
+PALETTE = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#d55e00",
+    "#56b4e9",
+    "#8c6bb1",
+    "#b5a300",
+)
 
 
 def label_color(
     label: int,  # a class, any whole number
-) -> tuple:      # (r, g, b), each 0…255
-    "The colour of class `label`: the book's palette first, then hues a golden angle apart; grey for negative labels."
+) -> tuple:  # (r, g, b), each 0…255
+    """The colour of class `label`: the book's palette first, then hues a golden
+    angle apart; grey for negative labels.
+    """
     label = int(label)
-    if label < 0: color = IGNORED
-    elif label < len(PALETTE): color = PALETTE[label]
+    if label < 0:
+        color = IGNORED
+    elif label < len(PALETTE):
+        color = PALETTE[label]
     else:
         n = label - len(PALETTE)
-        r, g, b = colorsys.hsv_to_rgb((0.39 + n * 0.618033988749895) % 1, (0.85, 0.6, 1.0)[n % 3], (0.8, 0.95, 0.6)[n // 3 % 3])
+        r, g, b = colorsys.hsv_to_rgb(
+            (0.39 + n * 0.618033988749895) % 1,
+            (0.85, 0.6, 1.0)[n % 3],
+            (0.8, 0.95, 0.6)[n // 3 % 3],
+        )
         return round(255 * r), round(255 * g), round(255 * b)
     return tuple(bytes.fromhex(color[1:]))
 
 # %% ../nbs/00a_pictures.ipynb #523197a0
 def book_style(
-    photographs: bool = False,  # save a notebook's figures as JPEG: where they mostly show pictures, a fifth of the PNG's size
+    # save a notebook's figures as JPEG: where they mostly show pictures, a fifth
+    # of the PNG's size
+    photographs: bool = False,
 ):
     "Set matplotlib to the book's one style."
     import sys
 
     import matplotlib
     from cycler import cycler
-    matplotlib.rcParams.update({
-        "figure.figsize": (6.4, 3.6), "figure.dpi": 96, "savefig.dpi": 96, "savefig.bbox": "tight", "figure.facecolor": "white",
-        "figure.constrained_layout.use": True, "font.size": 10, "font.family": "sans-serif", "axes.titlesize": 10.5, "axes.titleweight": "regular",
-        "text.color": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": "#9aa5b1",
-        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.axisbelow": True,
-        "axes.grid": True, "grid.color": "#e3e7eb", "grid.linewidth": 0.8, "lines.linewidth": 2, "legend.frameon": False,
-        "axes.prop_cycle": cycler(color=PALETTE), "image.cmap": "viridis", "image.interpolation": "nearest", "svg.hashsalt": "retinanet_nb",
-    })
-    if photographs and "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
+
+    matplotlib.rcParams.update(
+        {
+            "figure.figsize": (6.4, 3.6),
+            "figure.dpi": 96,
+            "savefig.dpi": 96,
+            "savefig.bbox": "tight",
+            "figure.facecolor": "white",
+            "figure.constrained_layout.use": True,
+            "font.size": 10,
+            "font.family": "sans-serif",
+            "axes.titlesize": 10.5,
+            "axes.titleweight": "regular",
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "axes.titlecolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "axes.edgecolor": "#9aa5b1",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.linewidth": 0.8,
+            "axes.axisbelow": True,
+            "axes.grid": True,
+            "grid.color": "#e3e7eb",
+            "grid.linewidth": 0.8,
+            "lines.linewidth": 2,
+            "legend.frameon": False,
+            "axes.prop_cycle": cycler(color=PALETTE),
+            "image.cmap": "viridis",
+            "image.interpolation": "nearest",
+            "svg.hashsalt": "retinanet_nb",
+        }
+    )
+    if (
+        photographs
+        and "IPython" in sys.modules
+        and sys.modules["IPython"].get_ipython()
+    ):
         from matplotlib_inline.backend_inline import set_matplotlib_formats
+
         set_matplotlib_formats("jpeg", pil_kwargs={"quality": 88})
 
 
 def show(
-    image,           # (height, width, 3) or (height, width), 0…255
-    ax=None,         # matplotlib axes; None makes a figure
-    title=None,      # a line above the picture
-    figsize=None,    # (width, height) of a new figure, inches; None follows the picture
-):                   # the axes, for drawing more on top
-    """Show a picture without axes, its pixels as squares whose edges lie on whole numbers.
+    image,  # (height, width, 3) or (height, width), 0…255
+    ax=None,  # matplotlib axes; None makes a figure
+    title=None,  # a line above the picture
+    # (width, height) of a new figure, inches; None follows the picture
+    figsize=None,
+):  # the axes, for drawing more on top
+    """Show a picture without axes, its pixels as squares whose edges lie on whole
+    numbers.
 
-    So a box drawn at `(x1, y1, x2, y2)` lies where it should: the picture spans 0…width and 0…height.
+    So a box drawn at `(x1, y1, x2, y2)` lies where it should: the picture spans
+    0…width and 0…height.
     """
     import matplotlib.pyplot as plt
+
     image = np.asarray(image)
-    if image.ndim not in (2, 3): raise ValueError(f"a picture must have the shape (height, width, 3) or (height, width), not {image.shape}")
-    if image.dtype != np.uint8: image = np.clip(np.rint(np.asarray(image, np.float64)), 0, 255).astype(np.uint8)
+    if image.ndim not in (2, 3):
+        raise ValueError(
+            "a picture must have the shape (height, width, 3) or (height,"
+            f" width), not {image.shape}"
+        )
+    if image.dtype != np.uint8:
+        image = np.clip(np.rint(np.asarray(image, np.float64)), 0, 255).astype(
+            np.uint8
+        )
     height, width = image.shape[:2]
     if ax is None:
         side = 3.6
-        _, ax = plt.subplots(figsize=figsize or (side * max(1, width / height) ** 0.5 * min(1, width / height) ** 0.5, side * (height / width) ** 0.5))
-    ax.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0), interpolation="nearest" if height < 100 else "antialiased")
+        _, ax = plt.subplots(
+            figsize=figsize
+            or (
+                side
+                * max(1, width / height) ** 0.5
+                * min(1, width / height) ** 0.5,
+                side * (height / width) ** 0.5,
+            )
+        )
+    ax.imshow(
+        image,
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        extent=(0, width, height, 0),
+        interpolation="nearest" if height < 100 else "antialiased",
+    )
     ax.set_axis_off()
-    if title: ax.set_title(title)
+    if title:
+        ax.set_title(title)
     return ax
 
 
 def show_grid(
-    images,          # pictures, of any sizes
-    titles=None,     # a title for each, or None
+    images,  # pictures, of any sizes
+    titles=None,  # a title for each, or None
     columns: int = 4,
-):                   # the matplotlib figure
+):  # the matplotlib figure
     "Show pictures side by side, `columns` in a row."
     import matplotlib.pyplot as plt
+
     images = list(images)
-    if not images: raise ValueError("show_grid needs at least one picture")
+    if not images:
+        raise ValueError("show_grid needs at least one picture")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     titles = [None] * len(images) if titles is None else list(titles)
     height, width = np.shape(images[0])[:2]
-    titled = sum(any(titles[row * columns:(row + 1) * columns]) for row in range(rows))  # rows that need room for a line
-    fig, axes = plt.subplots(rows, columns, figsize=(8, rows * 8 / columns * height / width + titled * 0.25), squeeze=False)
+    # rows that need room for a line
+    titled = sum(
+        any(titles[row * columns : (row + 1) * columns]) for row in range(rows)
+    )
+    fig, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(8, rows * 8 / columns * height / width + titled * 0.25),
+        squeeze=False,
+    )
     for i, ax in enumerate(axes.flat):
-        if i < len(images): show(images[i], ax, titles[i])
-        else: ax.set_axis_off()
+        if i < len(images):
+            show(images[i], ax, titles[i])
+        else:
+            ax.set_axis_off()
     return fig
 
 # %% ../nbs/00a_pictures.ipynb #c9caebf1
 def _is_cut_short(
     data: bytes,  # the whole file
 ) -> bool:
-    "Whether a JPEG or PNG file ends before its picture does. `False` for all other formats."
-    if data[:8] == b"\x89PNG\r\n\x1a\n": return b"IEND" not in data[-64:] and b"IEND" not in data
-    if data[:2] != b"\xff\xd8": return False
+    """Whether a JPEG or PNG file ends before its picture does.
+
+    `False` for all other formats.
+    """
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return b"IEND" not in data[-64:] and b"IEND" not in data
+    if data[:2] != b"\xff\xd8":
+        return False
     at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:          # the headers: marker, length, content
-        if data[at + 1] == 0xFF: at += 1; continue           # fill byte
-        if data[at + 1] == 0xDA: return data.find(b"\xff\xd9", at) < 0   # the pixels: look for the end marker behind them
-        at += 2 + int.from_bytes(data[at + 2:at + 4], "big")
+    # the headers: marker, length, content
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == 0xFF:
+            at += 1
+            continue  # fill byte
+        # the pixels: look for the end marker behind them
+        if data[at + 1] == 0xDA:
+            return data.find(b"\xff\xd9", at) < 0
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return True
 
 
 def read_image(
-    path: str | Path,  # a file that OpenCV can decode: JPEG, PNG, WebP, TIFF, BMP, GIF …
-) -> np.ndarray:       # (height, width, 3) uint8, RGB
+    # a file that OpenCV can decode: JPEG, PNG, WebP, TIFF, BMP, GIF …
+    path: str | Path,
+) -> np.ndarray:  # (height, width, 3) uint8, RGB
     """The picture in `path`, upright, as RGB.
 
-    Grey and palette pictures get three channels, 16 bits become 8 (65535 → 255), transparent parts show white, and the
-    rotation that a camera notes in EXIF is carried out. Raises `FileNotFoundError` where there is no such file and
+    Grey and palette pictures get three channels, 16 bits become 8 (65535 → 255),
+    transparent parts show white, and the rotation that a camera notes in EXIF is
+    carried out. Raises `FileNotFoundError` where there is no such file and
     `ValueError` where it is empty, cut short or no picture.
     """
     path = Path(path)
-    if path.is_dir(): raise ValueError(f"{path} is a directory; a picture file was expected")
-    try: data = path.read_bytes()
-    except FileNotFoundError: raise FileNotFoundError(f"there is no picture at {path}") from None
-    if not data: raise ValueError(f"{path} is empty (0 bytes); a picture file was expected")
-    if _is_cut_short(data): raise ValueError(f"{path} is cut short: the file ends after {len(data):,} bytes, before its picture does; copy or download it again")
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; a picture file was expected")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no picture at {path}") from None
+    if not data:
+        raise ValueError(
+            f"{path} is empty (0 bytes); a picture file was expected"
+        )
+    if _is_cut_short(data):
+        raise ValueError(
+            f"{path} is cut short: the file ends after {len(data):,} bytes,"
+            " before its picture does; copy or download it again"
+        )
     image = None if data[:2] == b"\xff\xd8" else _read_transparent(data)
     if image is None:
-        try: image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        except cv2.error as e: raise ValueError(f"{path} cannot be decoded as a picture: {e.err}") from None
-        if image is None: raise ValueError(f"{path} cannot be decoded as a picture; JPEG, PNG, WebP, TIFF and BMP files can")
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        except cv2.error as e:
+            raise ValueError(
+                f"{path} cannot be decoded as a picture: {e.err}"
+            ) from None
+        if image is None:
+            raise ValueError(
+                f"{path} cannot be decoded as a picture; JPEG, PNG, WebP, TIFF"
+                " and BMP files can"
+            )
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     return image
 
 
 def _read_transparent(
-    data: bytes,        # the whole file
-) -> np.ndarray | None: # (height, width, 3) uint8, or None where nothing is transparent
-    "A picture with transparency laid on white. OpenCV either drops the alpha channel or ignores EXIF; Pillow does neither."
+    data: bytes,  # the whole file
+) -> (
+    np.ndarray | None
+):  # (height, width, 3) uint8, or None where nothing is transparent
+    """A picture with transparency laid on white.
+
+    OpenCV either drops the alpha channel or ignores EXIF; Pillow does neither.
+    """
     from PIL import Image, ImageOps  # comes with matplotlib
+
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            if not picture.has_transparency_data: return None
+            if not picture.has_transparency_data:
+                return None
             rgba = np.asarray(ImageOps.exif_transpose(picture).convert("RGBA"))
-    except Exception: return None  # let OpenCV try, and say what is wrong
+    except Exception:
+        return None  # let OpenCV try, and say what is wrong
     alpha = rgba[..., 3:].astype(np.float32) / 255
     return np.rint(rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
 
 # %% ../nbs/00a_pictures.ipynb #6fe8e9db
 def save_atomically(
     path: str | Path,  # the file to write
-    write,             # a function that gets a path of the same suffix and writes there
-) -> Path:             # `path`
-    "Writes beside `path` and renames: a kill at any moment leaves the old file or the new one, never half of one. The folder is made where it is missing."
+    # a function that gets a path of the same suffix and writes there
+    write,
+) -> Path:  # path
+    """Writes beside `path` and renames: a kill at any moment leaves the old file
+    or the new one, never half of one.
+
+    The folder is made where it is missing.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         write(beside)
         os.replace(beside, path)
-    finally: beside.unlink(missing_ok=True)
+    finally:
+        beside.unlink(missing_ok=True)
     return path
 
 # %% ../nbs/00a_pictures.ipynb #5b9295ec
 def write_image(
-    path: str | Path,   # where to; the suffix chooses the format: .jpg, .png, …
+    path: str | Path,  # where to; the suffix chooses the format: .jpg, .png, …
     image: np.ndarray,  # (height, width, 3) uint8, RGB
     quality: int = 92,  # of a JPEG, 0…100
-) -> Path:              # `path`
+) -> Path:  # path
     """Write `image` so that `path` holds either all of it or what it held before.
 
-    The folder is made where it is missing. Raises `TypeError` for anything but uint8 RGB, `ValueError` for an unknown suffix.
+    The folder is made where it is missing. Raises `TypeError` for anything but
+    uint8 RGB, `ValueError` for an unknown suffix.
     """
     path = Path(path)
     _check_rgb(image)
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix.lower() in (".jpg", ".jpeg") else []
-    try: ok, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
-    except cv2.error: ok = False
-    if not ok: raise ValueError(f"{path.name}: no format for the suffix {path.suffix!r}; use .jpg or .png")
-    return save_atomically(path, lambda beside: beside.write_bytes(data.tobytes()))
+    options = (
+        [cv2.IMWRITE_JPEG_QUALITY, quality]
+        if path.suffix.lower() in (".jpg", ".jpeg")
+        else []
+    )
+    try:
+        ok, data = cv2.imencode(
+            path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options
+        )
+    except cv2.error:
+        ok = False
+    if not ok:
+        raise ValueError(
+            f"{path.name}: no format for the suffix {path.suffix!r}; use .jpg or"
+            " .png"
+        )
+    return save_atomically(
+        path, lambda beside: beside.write_bytes(data.tobytes())
+    )
 
 
 def _check_rgb(image):
     "Raise `TypeError` unless `image` is (height, width, 3) uint8."
-    if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
-        what = f"{image.dtype} array of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(f"a picture must be a uint8 array of shape (height, width, 3), RGB; this is a(n) {what}")
+    if not (
+        isinstance(image, np.ndarray)
+        and image.dtype == np.uint8
+        and image.ndim == 3
+        and image.shape[2] == 3
+    ):
+        what = (
+            f"{image.dtype} array of shape {image.shape}"
+            if isinstance(image, np.ndarray)
+            else type(image).__name__
+        )
+        raise TypeError(
+            "a picture must be a uint8 array of shape (height, width, 3), RGB;"
+            f" this is a(n) {what}"
+        )
 
 # %% ../nbs/00a_pictures.ipynb #bc8c50c5
 @dataclass(frozen=True)
 class Fit:
-    "How a picture lies on its canvas: scaled by one factor, its top left corner on the canvas's."
-    scale: float        # canvas pixels per picture pixel
-    image_size: tuple   # (height, width) of the picture, pixels
+    """How a picture lies on its canvas: scaled by one factor, its top left corner
+    on the canvas's.
+    """
+
+    scale: float  # canvas pixels per picture pixel
+    image_size: tuple  # (height, width) of the picture, pixels
     canvas_size: tuple  # (height, width) of the canvas, pixels
 
-    def to_canvas(self,
-                  boxes,        # (…, 4) x1, y1, x2, y2, picture pixels
-                  ) -> np.ndarray:  # (…, 4) float32, canvas pixels
+    def to_canvas(
+        self,
+        boxes,  # (…, 4) x1, y1, x2, y2, picture pixels
+    ) -> np.ndarray:  # (…, 4) float32, canvas pixels
         "Boxes of the picture as boxes of the canvas."
         return (np.asarray(boxes, np.float64) * self.scale).astype(np.float32)
 
-    def to_image(self,
-                 boxes,         # (…, 4) x1, y1, x2, y2, canvas pixels
-                 ) -> np.ndarray:   # (…, 4) float32, picture pixels, inside the picture
+    def to_image(
+        self,
+        boxes,  # (…, 4) x1, y1, x2, y2, canvas pixels
+    ) -> np.ndarray:  # (…, 4) float32, picture pixels, inside the picture
         "Boxes of the canvas as boxes of the picture, clipped to it."
         height, width = self.image_size
-        return np.clip(np.asarray(boxes, np.float64) / self.scale, 0, (width, height, width, height)).astype(np.float32)
+        return np.clip(
+            np.asarray(boxes, np.float64) / self.scale,
+            0,
+            (width, height, width, height),
+        ).astype(np.float32)
 
 
 def fit_to_canvas(
     image: np.ndarray,  # (height, width, 3) uint8
-    size: tuple,        # (height, width) of the canvas, pixels
-) -> tuple:             # canvas (*size, 3) of the same dtype, and its `Fit`
-    """`image` made as large as the canvas allows, its shape kept, in the top left corner; the rest is zero.
+    size: tuple,  # (height, width) of the canvas, pixels
+) -> tuple:  # canvas (*size, 3) of the same dtype, and its Fit
+    """`image` made as large as the canvas allows, its shape kept, in the top left
+    corner; the rest is zero.
 
-    Larger pictures shrink by averaging, smaller ones grow linearly. Raises `ValueError` for a picture of another rank, or
-    an empty one.
+    Larger pictures shrink by averaging, smaller ones grow linearly. Raises
+    `ValueError` for a picture of another rank, or an empty one.
     """
     if np.ndim(image) != 3 or not all(np.shape(image)):
-        raise ValueError(f"a picture must have the shape (height, width, 3) and not be empty; this one has {np.shape(image)}")
+        raise ValueError(
+            "a picture must have the shape (height, width, 3) and not be empty;"
+            f" this one has {np.shape(image)}"
+        )
     (height, width), (H, W) = image.shape[:2], map(int, size)
     scale = min(H / height, W / width)
-    if scale == 1: fitted = image
+    if scale == 1:
+        fitted = image
     else:
-        # An explicit factor: with a target size instead, OpenCV would round the two axes to two different factors.
-        fitted = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR) if min(height, width) * scale >= 1 else \
-                 cv2.resize(image, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
+        # An explicit factor: with a target size instead, OpenCV would round the
+        # two axes to two different factors.
+        fitted = (
+            cv2.resize(
+                image,
+                None,
+                fx=scale,
+                fy=scale,
+                interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR,
+            )
+            if min(height, width) * scale >= 1
+            else cv2.resize(
+                image,
+                (max(1, round(width * scale)), max(1, round(height * scale))),
+                interpolation=cv2.INTER_AREA,
+            )
+        )
     fitted = fitted[:H, :W]
     canvas = np.zeros((H, W, image.shape[2]), image.dtype)
-    canvas[:fitted.shape[0], :fitted.shape[1]] = fitted
+    canvas[: fitted.shape[0], : fitted.shape[1]] = fitted
     return canvas, Fit(scale, (height, width), (H, W))
 
 # %% ../nbs/00a_pictures.ipynb #1802af85
 def draw_box(
-    image: np.ndarray,   # (height, width, 3) uint8, RGB, changed in place
-    box,                 # x1, y1, x2, y2, pixels
-    color: tuple,        # (r, g, b), each 0…255
+    image: np.ndarray,  # (height, width, 3) uint8, RGB, changed in place
+    box,  # x1, y1, x2, y2, pixels
+    color: tuple,  # (r, g, b), each 0…255
     thickness: int = 2,  # of the line, pixels
 ):
     "Draw the edges of `box` into `image`, the line inside the box."
     _check_rgb(image)
     x1, y1, x2, y2 = _pixels(image, box)
-    for t in range(thickness):  # nested one-pixel lines stay inside the box, cv2's thick ones would straddle its edge
+    # nested one-pixel lines stay inside the box, cv2's thick ones would straddle
+    # its edge
+    for t in range(thickness):
         if x2 - x1 > 2 * t and y2 - y1 > 2 * t:
-            cv2.rectangle(image, (x1 + t, y1 + t), (x2 - 1 - t, y2 - 1 - t), tuple(map(int, color)), 1)
+            cv2.rectangle(
+                image,
+                (x1 + t, y1 + t),
+                (x2 - 1 - t, y2 - 1 - t),
+                tuple(map(int, color)),
+                1,
+            )
 
 
 def _pixels(image, box):
-    "`box` as whole pixels: half-open, at least one pixel, not far outside `image`."
+    """`box` as whole pixels: half-open, at least one pixel, not far outside
+    `image`.
+    """
     height, width = image.shape[:2]
     box = np.asarray(box, np.float64)
-    if box.shape != (4,) or not np.isfinite(box).all(): raise ValueError(f"a box must be four finite numbers x1, y1, x2, y2, not {box.tolist()}")
-    x1, y1, x2, y2 = np.rint(np.clip(box, -9, [width + 9, height + 9] * 2)).astype(int).tolist()
+    if box.shape != (4,) or not np.isfinite(box).all():
+        raise ValueError(
+            "a box must be four finite numbers x1, y1, x2, y2, not"
+            f" {box.tolist()}"
+        )
+    x1, y1, x2, y2 = (
+        np.rint(np.clip(box, -9, [width + 9, height + 9] * 2))
+        .astype(int)
+        .tolist()
+    )
     return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
 
 
 def draw_caption(
-    image: np.ndarray,     # (height, width, 3) uint8, RGB, changed in place
-    box,                   # x1, y1, x2, y2, pixels: the caption sits on its top edge
-    caption: str,          # one line
-    color: tuple = None,   # (r, g, b) of the label behind the text; None is ink
+    image: np.ndarray,  # (height, width, 3) uint8, RGB, changed in place
+    # x1, y1, x2, y2, pixels: the caption sits on its top edge
+    box,
+    caption: str,  # one line
+    color: tuple = None,  # (r, g, b) of the label behind the text; None is ink
 ):
-    """Write `caption` on a filled label at the top left of `box`, moved to stay inside the picture.
+    """Write `caption` on a filled label at the top left of `box`, moved to stay
+    inside the picture.
 
-    The text is black or white, whichever reads better, and made smaller where the picture is narrow.
+    The text is black or white, whichever reads better, and made smaller where the
+    picture is narrow.
     """
     _check_rgb(image)
     height, width = image.shape[:2]
     x1, y1, _, _ = _pixels(image, box)
-    color = tuple(bytes.fromhex(INK[1:])) if color is None else tuple(map(int, color))
+    color = (
+        tuple(bytes.fromhex(INK[1:])) if color is None else tuple(map(int, color))
+    )
     scale = float(np.clip(min(height, width) / 640, 0.36, 1.5))
     font, thick = cv2.FONT_HERSHEY_SIMPLEX, 2 if scale > 0.8 else 1
     (w, h), base = cv2.getTextSize(caption, font, scale, thick)
@@ -286,35 +501,69 @@ def draw_caption(
         (w, h), base = cv2.getTextSize(caption, font, scale, thick)
     w, h, base = w + 6, h + 3, base + 1
     left = max(0, min(x1, width - w))
-    top = max(0, min(y1 - h - base if y1 - h - base >= 0 else y1, height - h - base))
-    cv2.rectangle(image, (left, top), (left + w - 1, top + h + base - 1), color, -1)
+    top = max(
+        0, min(y1 - h - base if y1 - h - base >= 0 else y1, height - h - base)
+    )
+    cv2.rectangle(
+        image, (left, top), (left + w - 1, top + h + base - 1), color, -1
+    )
     light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-    cv2.putText(image, caption, (left + 3, top + h), font, scale, (0, 0, 0) if light > 140 else (255, 255, 255), thick, cv2.LINE_AA)
+    cv2.putText(
+        image,
+        caption,
+        (left + 3, top + h),
+        font,
+        scale,
+        (0, 0, 0) if light > 140 else (255, 255, 255),
+        thick,
+        cv2.LINE_AA,
+    )
 
 
 def draw_detections(
-    image: np.ndarray,             # (height, width, 3) uint8, RGB, left as it is
-    boxes,                         # (n, 4) x1, y1, x2, y2, pixels
-    scores,                        # (n,) 0…1, or None for true boxes
-    labels,                        # (n,) classes; negative ones are padding
-    class_names=None,              # names, in the order of the labels; None writes the numbers
+    image: np.ndarray,  # (height, width, 3) uint8, RGB, left as it is
+    boxes,  # (n, 4) x1, y1, x2, y2, pixels
+    scores,  # (n,) 0…1, or None for true boxes
+    labels,  # (n,) classes; negative ones are padding
+    # names, in the order of the labels; None writes the numbers
+    class_names=None,
     score_threshold: float = 0.5,  # lower scores are left out
-) -> np.ndarray:                   # a copy with boxes and captions
+) -> np.ndarray:  # a copy with boxes and captions
     "A copy of `image` with every detection's box and caption, the surest on top."
     _check_rgb(image)
-    boxes, labels = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(labels).reshape(-1)
+    boxes, labels = (
+        np.asarray(boxes, np.float64).reshape(-1, 4),
+        np.asarray(labels).reshape(-1),
+    )
     certain = scores is None
     scores = np.ones(len(boxes)) if certain else np.asarray(scores).reshape(-1)
     if not len(boxes) == len(scores) == len(labels):
-        raise ValueError(f"boxes, scores and labels must be of one length, not {len(boxes)}, {len(scores)} and {len(labels)}")
+        raise ValueError(
+            f"boxes, scores and labels must be of one length, not {len(boxes)},"
+            f" {len(scores)} and {len(labels)}"
+        )
     image = np.ascontiguousarray(image).copy()
-    order = [i for i in np.argsort(scores, kind="stable") if labels[i] >= 0 and scores[i] >= score_threshold]
+    order = [
+        i
+        for i in np.argsort(scores, kind="stable")
+        if labels[i] >= 0 and scores[i] >= score_threshold
+    ]
     thickness = max(2, round(min(image.shape[:2]) / 200))
-    for i in order: draw_box(image, boxes[i], label_color(labels[i]), thickness)
+    for i in order:
+        draw_box(image, boxes[i], label_color(labels[i]), thickness)
     for i in order:  # captions last, so that no box crosses one
         label = int(labels[i])
-        name = class_names[label] if class_names is not None and label < len(class_names) else str(label)
-        draw_caption(image, boxes[i], name if certain else f"{name} {scores[i]:.2f}", label_color(label))
+        name = (
+            class_names[label]
+            if class_names is not None and label < len(class_names)
+            else str(label)
+        )
+        draw_caption(
+            image,
+            boxes[i],
+            name if certain else f"{name} {scores[i]:.2f}",
+            label_color(label),
+        )
     return image
 
 # %% ../nbs/00a_pictures.ipynb #247f592f
@@ -323,81 +572,152 @@ class Diagram:
 
     Every method returns the diagram, so calls can be chained. `\\n` in a text starts a new line.
     """
-    def __init__(self,
-                 width: int,       # pixels
-                 height: int,      # pixels
-                 title: str = "",  # what the drawing shows, for those who cannot see it
-                 ):
-        self.width, self.height, self.title, self._parts = width, height, title, []
+
+    def __init__(
+        self,
+        width: int,  # pixels
+        height: int,  # pixels
+        title: str = "",  # what the drawing shows, for those who cannot see it
+    ):
+        self.width, self.height, self.title, self._parts = (
+            width,
+            height,
+            title,
+            [],
+        )
 
     def _add(self, part):
         self._parts.append(part)
         return self
 
-    def box(self, x, y, w, h,      # top left corner and size, pixels
-            text="",               # in the middle of the box
-            fill="#eaf2f8",        # of the box
-            stroke=ACCENT,         # of its edge
-            size=13,               # of the text, pixels
-            color=INK,             # of the text
-            radius=7,              # of the corners, pixels
-            dashed=False,          # a dashed edge
-            ):
+    def box(
+        self,
+        x,
+        y,
+        w,
+        h,  # top left corner and size, pixels
+        text="",  # in the middle of the box
+        fill="#eaf2f8",  # of the box
+        stroke=ACCENT,  # of its edge
+        size=13,  # of the text, pixels
+        color=INK,  # of the text
+        radius=7,  # of the corners, pixels
+        dashed=False,  # a dashed edge
+    ):
         "A rounded box with `text` in its middle."
         dash = ' stroke-dasharray="5 4"' if dashed else ""
-        self._add(f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="{radius:g}" fill="{escape(fill)}" stroke="{escape(stroke)}" stroke-width="1.3"{dash}/>')
-        return self.text(x + w / 2, y + h / 2, text, size=size, color=color) if text else self
+        self._add(
+            f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}"'
+            f' rx="{radius:g}" fill="{escape(fill)}" stroke="{escape(stroke)}"'
+            f' stroke-width="1.3"{dash}/>'
+        )
+        return (
+            self.text(x + w / 2, y + h / 2, text, size=size, color=color)
+            if text
+            else self
+        )
 
-    def text(self, x, y, s,        # where (the middle of the text's height), and what
-             size=13,              # pixels
-             color=INK,            # of the text
-             anchor="middle",      # `start`, `middle` or `end` lies at x
-             bold=False,           # heavier letters
-             ):
+    def text(
+        self,
+        x,
+        y,
+        s,  # where (the middle of the text's height), and what
+        size=13,  # pixels
+        color=INK,  # of the text
+        anchor="middle",  # start, middle or end lies at x
+        bold=False,  # heavier letters
+    ):
         "Words at a point."
         lines = str(s).split("\n")
         weight = ' font-weight="600"' if bold else ""
         for i, line in enumerate(lines):
-            at = y + (i - (len(lines) - 1) / 2) * size * 1.3 + size * 0.35  # baseline: about a third of the size below the middle
-            self._add(f'<text x="{x:g}" y="{at:g}" font-size="{size:g}" fill="{escape(color)}" text-anchor="{escape(anchor)}"{weight}>{escape(line)}</text>')
+            # baseline: about a third of the size below the middle
+            at = y + (i - (len(lines) - 1) / 2) * size * 1.3 + size * 0.35
+            self._add(
+                f'<text x="{x:g}" y="{at:g}" font-size="{size:g}"'
+                f' fill="{escape(color)}"'
+                f' text-anchor="{escape(anchor)}"{weight}>{escape(line)}</text>'
+            )
         return self
 
-    def line(self, x1, y1, x2, y2, # from, to
-             color=INK,            # of the line
-             width=1.5,            # pixels
-             dashed=False,         # a dashed line
-             ):
+    def line(
+        self,
+        x1,
+        y1,
+        x2,
+        y2,  # from, to
+        color=INK,  # of the line
+        width=1.5,  # pixels
+        dashed=False,  # a dashed line
+    ):
         "A straight line."
         dash = ' stroke-dasharray="5 4"' if dashed else ""
-        return self._add(f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="{escape(color)}" stroke-width="{width:g}"{dash}/>')
+        return self._add(
+            f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}"'
+            f' stroke="{escape(color)}" stroke-width="{width:g}"{dash}/>'
+        )
 
-    def arrow(self, x1, y1, x2, y2, # from, to
-              color=INK,            # of the arrow
-              width=1.5,            # of the line, pixels
-              text="",              # beside the middle of the arrow
-              dashed=False,         # a dashed line
-              ):
+    def arrow(
+        self,
+        x1,
+        y1,
+        x2,
+        y2,  # from, to
+        color=INK,  # of the arrow
+        width=1.5,  # of the line, pixels
+        text="",  # beside the middle of the arrow
+        dashed=False,  # a dashed line
+    ):
         "An arrow whose point lies at (x2, y2)."
         length = max(1e-6, float(np.hypot(x2 - x1, y2 - y1)))
         dx, dy = (x2 - x1) / length, (y2 - y1) / length
         head, half = 8.0, 3.8
         bx, by = x2 - dx * head, y2 - dy * head
         self.line(x1, y1, bx, by, color, width, dashed)
-        self._add(f'<polygon points="{x2:.1f},{y2:.1f} {bx - dy * half:.1f},{by + dx * half:.1f} {bx + dy * half:.1f},{by - dx * half:.1f}" fill="{escape(color)}"/>')
+        self._add(
+            f'<polygon points="{x2:.1f},{y2:.1f}'
+            f" {bx - dy * half:.1f},{by + dx * half:.1f}"
+            f' {bx + dy * half:.1f},{by - dx * half:.1f}"'
+            f' fill="{escape(color)}"/>'
+        )
         if text:
-            if abs(dx) > abs(dy): self.text((x1 + x2) / 2, (y1 + y2) / 2 - 10, text, size=11.5, color=color)
-            else: self.text((x1 + x2) / 2 + 7, (y1 + y2) / 2, text, size=11.5, color=color, anchor="start")
+            if abs(dx) > abs(dy):
+                self.text(
+                    (x1 + x2) / 2,
+                    (y1 + y2) / 2 - 10,
+                    text,
+                    size=11.5,
+                    color=color,
+                )
+            else:
+                self.text(
+                    (x1 + x2) / 2 + 7,
+                    (y1 + y2) / 2,
+                    text,
+                    size=11.5,
+                    color=color,
+                    anchor="start",
+                )
         return self
 
     def svg(self) -> str:
         "The drawing as SVG text."
         title = f"<title>{escape(self.title)}</title>" if self.title else ""
-        return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width:g}" height="{self.height:g}" viewBox="0 0 {self.width:g} {self.height:g}" '
-                f'role="img" font-family="Helvetica, Arial, sans-serif">{title}<rect width="100%" height="100%" rx="8" fill="#ffffff"/>\n'
-                + "\n".join(self._parts) + "\n</svg>")
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width:g}"'
+            f' height="{self.height:g}" viewBox="0 0 {self.width:g}'
+            f' {self.height:g}" role="img" font-family="Helvetica, Arial,'
+            f' sans-serif">{title}<rect width="100%" height="100%" rx="8"'
+            ' fill="#ffffff"/>\n' + "\n".join(self._parts) + "\n</svg>"
+        )
 
-    def _repr_svg_(self): return self.svg()
-    def __repr__(self): return f"Diagram({self.width}, {self.height}, title={self.title!r})"  # no address: saved outputs must not change
+    def _repr_svg_(self):
+        return self.svg()
+
+    def __repr__(self):
+        return (  # no address: saved outputs must not change
+            f"Diagram({self.width}, {self.height}, title={self.title!r})"
+        )
 
 # %% ../nbs/00a_pictures.ipynb #cce4701b
 _HTML = """<!doctype html>
@@ -421,85 +741,176 @@ pre {{ overflow-x: auto; padding: .8rem 1rem; background: var(--soft); border-ra
 
 
 class Page:
-    """An HTML page with pictures, built from top to bottom, then saved. All text is escaped; methods that return HTML are for `section`.
+    """An HTML page with pictures, built from top to bottom, then saved. All text
+    is escaped; methods that return HTML are for `section`.
 
-    Raises `ValueError` where `folder` holds an index.html that no `Page` wrote."""
-    def __init__(self,
-                 folder: str | Path,  # gets index.html and pictures/page-001.jpg, …; those of an earlier page there are replaced
-                 title: str,          # heading
-                 lead: str = "",      # a sentence under it
-                 ):
-        self.folder, self.title, self.parts, self.count = Path(folder), title, [f"<p>{escape(lead)}</p>"] if lead else [], 0
+    Raises `ValueError` where `folder` holds an index.html that no `Page` wrote.
+    """
+
+    def __init__(
+        self,
+        # gets index.html and pictures/page-001.jpg, …; those of an
+        # earlier page there are replaced
+        folder: str | Path,
+        title: str,  # heading
+        lead: str = "",  # a sentence under it
+    ):
+        self.folder, self.title, self.parts, self.count = (
+            Path(folder),
+            title,
+            [f"<p>{escape(lead)}</p>"] if lead else [],
+            0,
+        )
         self.pictures = self.folder / "pictures"
         index = self.folder / "index.html"
-        if index.exists() and 'content="retinanet_nb"' not in index.read_text(encoding="utf-8", errors="replace")[:600]:
-            raise ValueError(f"{index} is a page of something else, which would be lost: choose another folder")
-        for old in self.pictures.glob("page-[0-9]*.*"): old.unlink()
+        if (
+            index.exists()
+            and 'content="retinanet_nb"'
+            not in index.read_text(encoding="utf-8", errors="replace")[:600]
+        ):
+            raise ValueError(
+                f"{index} is a page of something else, which would be lost:"
+                " choose another folder"
+            )
+        for old in self.pictures.glob("page-[0-9]*.*"):
+            old.unlink()
 
-    def section(self,
-                heading: str,    # "" for none
-                text: str = "",  # a paragraph
-                *parts: str,     # HTML, from the methods below
-                ):
+    def section(
+        self,
+        heading: str,  # "" for none
+        text: str = "",  # a paragraph
+        *parts: str,  # HTML, from the methods below
+    ):
         "Adds a section; returns the page."
-        self.parts += [f"<h2>{escape(heading)}</h2>" if heading else "", f"<p>{escape(text)}</p>" if text else "", *parts]
+        self.parts += [
+            f"<h2>{escape(heading)}</h2>" if heading else "",
+            f"<p>{escape(text)}</p>" if text else "",
+            *parts,
+        ]
         return self
 
-    def headline(self,
-                 number: str,  # large
-                 text: str,    # small, behind it
-                 ) -> str:
+    def headline(
+        self,
+        number: str,  # large
+        text: str,  # small, behind it
+    ) -> str:
         "The one number of the page."
-        return f'<p class="big">{escape(number)} <small>{escape(text)}</small></p>'
+        return (
+            f'<p class="big">{escape(number)} <small>{escape(text)}</small></p>'
+        )
 
-    def _card(self, name, caption): return f'<figure><img src="pictures/{name}" alt="{escape(caption)}" loading="lazy"><figcaption>{escape(caption)}</figcaption></figure>'
+    def _card(self, name, caption):
+        return (
+            f'<figure><img src="pictures/{name}" alt="{escape(caption)}"'
+            f' loading="lazy"><figcaption>{escape(caption)}</figcaption></figure>'
+        )
 
-    def picture(self,
-                image: np.ndarray,  # (height, width, 3) uint8
-                caption: str,       # also the alternative text
-                ) -> str:
+    def picture(
+        self,
+        image: np.ndarray,  # (height, width, 3) uint8
+        caption: str,  # also the alternative text
+    ) -> str:
         "Writes the picture and returns its card."
         self.count += 1
-        return self._card(write_image(self.pictures / f"page-{self.count:03d}.jpg", image).name, caption)
+        return self._card(
+            write_image(self.pictures / f"page-{self.count:03d}.jpg", image).name,
+            caption,
+        )
 
-    def figure(self,
-               figure,        # of matplotlib
-               caption: str,  # also the alternative text
-               ) -> str:
+    def figure(
+        self,
+        figure,  # of matplotlib
+        caption: str,  # also the alternative text
+    ) -> str:
         "Writes the figure as PNG and returns it, as wide as the page."
         self.count += 1
-        return self._card(save_atomically(self.pictures / f"page-{self.count:03d}.png", lambda p: figure.savefig(p, dpi=130)).name, caption)
+        return self._card(
+            save_atomically(
+                self.pictures / f"page-{self.count:03d}.png",
+                lambda p: figure.savefig(p, dpi=130),
+            ).name,
+            caption,
+        )
 
-    def grid(self,
-             cards,  # of `picture`
-             ) -> str:
+    def grid(
+        self,
+        cards,  # of picture
+    ) -> str:
         "Cards side by side, as many as fit."
         return f'<div class="grid">{"".join(cards)}</div>'
 
-    def table(self,
-              header,    # of the columns
-              rows,      # of cells: text or numbers; None is shown as –
-              bars=(),   # columns that hold a share 0…1, drawn as a bar
-              ) -> str:
+    def table(
+        self,
+        header,  # of the columns
+        rows,  # of cells: text or numbers; None is shown as –
+        bars=(),  # columns that hold a share 0…1, drawn as a bar
+    ) -> str:
         "A table. Broken numbers are shown with three digits."
-        def cell(column, value):
-            missing = value is None or isinstance(value, (float, np.floating)) and np.isnan(value)
-            number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-            text = "–" if missing else f"{value:.3f}" if isinstance(value, (float, np.floating)) else escape(str(value))
-            if column in bars: text = f'<span class="bar"><i style="width:{0 if missing else 100 * min(max(float(value), 0), 1):.1f}%"></i></span>{text}'
-            return f'<td class="n">{text}</td>' if number or missing else f"<td>{text}</td>"
-        rows = [list(row) for row in rows]
-        words = [any(isinstance(row[c], str) for row in rows) for c in range(len(header))]
-        head = "".join(f"<th>{escape(h)}</th>" if word or c in bars else f'<th class="n">{escape(h)}</th>' for c, (h, word) in enumerate(zip(header, words)))
-        return f"<table><tr>{head}</tr>" + "".join("<tr>" + "".join(cell(c, v) for c, v in enumerate(row)) + "</tr>" for row in rows) + "</table>"
 
-    def text(self,
-             text: str,  # shown as it is, line by line
-             ) -> str:
+        def cell(column, value):
+            missing = (
+                value is None
+                or isinstance(value, (float, np.floating))
+                and np.isnan(value)
+            )
+            number = isinstance(
+                value, (int, float, np.integer, np.floating)
+            ) and not isinstance(value, bool)
+            text = (
+                "–"
+                if missing
+                else (
+                    f"{value:.3f}"
+                    if isinstance(value, (float, np.floating))
+                    else escape(str(value))
+                )
+            )
+            if column in bars:
+                text = (
+                    '<span class="bar"><i'
+                    f' style="width:{0 if missing else 100 * min(max(float(value), 0), 1):.1f}%"></i></span>{text}'
+                )
+            return (
+                f'<td class="n">{text}</td>'
+                if number or missing
+                else f"<td>{text}</td>"
+            )
+
+        rows = [list(row) for row in rows]
+        words = [
+            any(isinstance(row[c], str) for row in rows)
+            for c in range(len(header))
+        ]
+        head = "".join(
+            (
+                f"<th>{escape(h)}</th>"
+                if word or c in bars
+                else f'<th class="n">{escape(h)}</th>'
+            )
+            for c, (h, word) in enumerate(zip(header, words))
+        )
+        return (
+            f"<table><tr>{head}</tr>"
+            + "".join(
+                "<tr>" + "".join(cell(c, v) for c, v in enumerate(row)) + "</tr>"
+                for row in rows
+            )
+            + "</table>"
+        )
+
+    def text(
+        self,
+        text: str,  # shown as it is, line by line
+    ) -> str:
         "Text in columns, such as a report."
         return f"<pre>{escape(text)}</pre>"
 
     def save(self) -> Path:
         "Writes index.html and returns its path."
-        html = _HTML.format(title=escape(self.title), body="\n".join(p for p in self.parts if p))
-        return save_atomically(self.folder / "index.html", lambda p: p.write_text(html, encoding="utf-8"))
+        html = _HTML.format(
+            title=escape(self.title), body="\n".join(p for p in self.parts if p)
+        )
+        return save_atomically(
+            self.folder / "index.html",
+            lambda p: p.write_text(html, encoding="utf-8"),
+        )

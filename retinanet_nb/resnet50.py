@@ -7,6 +7,8 @@ __all__ = ['BACKBONES', 'Normalize', 'ceil_div', 'PadToMultiple', 'CropToStride'
            'feature_extractor', 'resnet50']
 
 # %% ../nbs/02_resnet50.ipynb #0cd2ac44
+#| code-fold: true
+#| code-summary: "Imports"
 from dataclasses import dataclass
 from functools import partial
 from typing import Callable
@@ -17,12 +19,15 @@ from keras import ops
 # %% ../nbs/02_resnet50.ipynb #27111905
 @keras.saving.register_keras_serializable("retinanet_nb")
 class Normalize(keras.layers.Layer):
-    """RGB pictures 0…255, (B, H, W, 3), as the backbone was trained to see them, the same shape.
+    """RGB pictures 0…255, (B, H, W, 3), as the backbone was trained to see them,
+    the same shape.
 
-    `mode` is `"caffe"` (BGR, ImageNet's mean subtracted), `"torch"` (0…1, then mean and standard deviation),
-    `"tf"` (−1…1) or `"raw"` (unchanged: the backbone rescales by itself); another one is a `ValueError`.
-    Source: `keras.applications.imagenet_utils`.
+    `mode` is `"caffe"` (BGR, ImageNet's mean subtracted), `"torch"` (0…1, then
+    mean and standard deviation), `"tf"` (−1…1) or `"raw"` (unchanged: the
+    backbone rescales by itself); another one is a `ValueError`. Source:
+    `keras.applications.imagenet_utils`.
     """
+
     MODES = {  # mode: (channels last to first, mean, standard deviation)
         "caffe": (True, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
         "torch": (False, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
@@ -30,25 +35,35 @@ class Normalize(keras.layers.Layer):
         "raw": (False, (0.0,) * 3, (1.0,) * 3),
     }
 
-    def __init__(self,
-                 mode,  # a key of `MODES`
-                 **kwargs):
-        if mode not in self.MODES: raise ValueError(f"Normalize has no mode {mode!r}; choose one of {', '.join(self.MODES)}")
-        super().__init__(autocast=False, **kwargs)  # a picture's 0…255 must not be rounded to bfloat16 first
+    def __init__(self, mode, **kwargs):  # a key of MODES
+        if mode not in self.MODES:
+            raise ValueError(
+                f"Normalize has no mode {mode!r}; choose one of"
+                f" {', '.join(self.MODES)}"
+            )
+        # a picture's 0…255 must not be rounded to bfloat16 first
+        super().__init__(autocast=False, **kwargs)
         self.mode = mode
 
     def call(self, images):
         reverse, mean, std = self.MODES[self.mode]
         x = ops.cast(images, "float32")
-        if reverse: x = ops.flip(x, axis=-1)
-        return ops.cast((x - ops.array(mean, "float32")) / ops.array(std, "float32"), self.compute_dtype)
+        if reverse:
+            x = ops.flip(x, axis=-1)
+        return ops.cast(
+            (x - ops.array(mean, "float32")) / ops.array(std, "float32"),
+            self.compute_dtype,
+        )
 
-    def compute_output_shape(self, shape): return shape
-    def get_config(self): return {**super().get_config(), "mode": self.mode}
+    def compute_output_shape(self, shape):
+        return shape
+
+    def get_config(self):
+        return {**super().get_config(), "mode": self.mode}
 
 # %% ../nbs/02_resnet50.ipynb #87dde8c9
 def ceil_div(
-    a,       # whole number or tensor
+    a,  # whole number or tensor
     b: int,  # divisor
 ):
     "⌈a / b⌉, also of a tensor or of `None` (an unknown length stays unknown)."
@@ -57,59 +72,95 @@ def ceil_div(
 # %% ../nbs/02_resnet50.ipynb #40da9873
 @keras.saving.register_keras_serializable("retinanet_nb")
 class PadToMultiple(keras.layers.Layer):
-    "Zeros at the right and bottom until height and width are multiples of `multiple` pixels: (B, H, W, C) → (B, H′, W′, C)."
-    def __init__(self,
-                 multiple=32,  # pixels
-                 **kwargs):
+    """Zeros at the right and bottom until height and width are multiples of
+    `multiple` pixels:
+
+    (B, H, W, C) → (B, H′, W′, C).
+    """
+
+    def __init__(self, multiple=32, **kwargs):  # pixels
         super().__init__(**kwargs)
         self.multiple = multiple
 
     def call(self, x):
         h, w = ops.shape(x)[1:3]
-        return ops.pad(x, [[0, 0], [0, ceil_div(h, self.multiple) * self.multiple - h], [0, ceil_div(w, self.multiple) * self.multiple - w], [0, 0]])
+        return ops.pad(
+            x,
+            [
+                [0, 0],
+                [0, ceil_div(h, self.multiple) * self.multiple - h],
+                [0, ceil_div(w, self.multiple) * self.multiple - w],
+                [0, 0],
+            ],
+        )
 
     def compute_output_shape(self, shape):
-        return (shape[0], *(None if n is None else ceil_div(n, self.multiple) * self.multiple for n in shape[1:3]), shape[3])
+        return (
+            shape[0],
+            *(
+                None if n is None else ceil_div(n, self.multiple) * self.multiple
+                for n in shape[1:3]
+            ),
+            shape[3],
+        )
 
-    def get_config(self): return {**super().get_config(), "multiple": self.multiple}
+    def get_config(self):
+        return {**super().get_config(), "multiple": self.multiple}
 
 # %% ../nbs/02_resnet50.ipynb #0f0ce89e
 @keras.saving.register_keras_serializable("retinanet_nb")
 class CropToStride(keras.layers.Layer):
-    "`[feature, images]` → the feature map cut to ⌈H / stride⌉ × ⌈W / stride⌉ of the pictures' own height and width."
-    def __init__(self,
-                 stride,  # of the feature map, pixels a cell
-                 **kwargs):
+    """`[feature, images]` → the feature map cut to ⌈H / stride⌉ × ⌈W / stride⌉ of
+    the pictures' own height and width.
+    """
+
+    def __init__(self, stride, **kwargs):  # of the feature map, pixels a cell
         super().__init__(**kwargs)
         self.stride = stride
 
     def call(self, inputs):
         feature, images = inputs
         h, w = ops.shape(images)[1:3]
-        return feature[:, :ceil_div(h, self.stride), :ceil_div(w, self.stride)]
+        return feature[:, : ceil_div(h, self.stride), : ceil_div(w, self.stride)]
 
     def compute_output_shape(self, shapes):
         (b, *_, c), (_, h, w, _) = shapes
         return (b, ceil_div(h, self.stride), ceil_div(w, self.stride), c)
 
-    def get_config(self): return {**super().get_config(), "stride": self.stride}
+    def get_config(self):
+        return {**super().get_config(), "stride": self.stride}
 
 # %% ../nbs/02_resnet50.ipynb #1f5173dd
 def residual_network(
-    filters=(16, 32, 64, 96, 96),   # channels of the stem and of the four stages C2…C5
-    blocks=(1, 2, 2, 1),            # residual blocks of each stage
-    weights=None,                   # only `None`: nobody trained it on ImageNet
-    name="tiny",                    # of the model
+    # channels of the stem and of the four stages C2…C5
+    filters=(16, 32, 64, 96, 96),
+    blocks=(1, 2, 2, 1),  # residual blocks of each stage
+    weights=None,  # only None: nobody trained it on ImageNet
+    name="tiny",  # of the model
 ) -> keras.Model:
-    """A small residual network: pictures (B, H, W, 3) → C5 (B, ⌈H/32⌉, ⌈W/32⌉, `filters[-1]`), its stages named `c1`…`c5`.
+    """A small residual network: pictures (B, H, W, 3) → C5 (B, ⌈H/32⌉, ⌈W/32⌉,
+    `filters[-1]`), its stages named `c1`…`c5`.
 
-    Basic blocks of two 3×3 convolutions with BatchNorm, the skip projected where the shape changes.
-    Source: Deep Residual Learning (He et al. 2016), section 3.3. Raises `ValueError` for any `weights`.
+    Basic blocks of two 3×3 convolutions with BatchNorm, the skip projected where
+    the shape changes. Source: Deep Residual Learning (He et al. 2016), section
+    3.3. Raises `ValueError` for any `weights`.
     """
-    if weights is not None: raise ValueError(f"the small network {name!r} has no weights {weights!r}: train it from nothing with weights=None")
+    if weights is not None:
+        raise ValueError(
+            f"the small network {name!r} has no weights {weights!r}: train it"
+            " from nothing with weights=None"
+        )
 
     def convolve(x, n, stride, name, size=3):
-        x = keras.layers.Conv2D(n, size, stride, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv")(x)
+        x = keras.layers.Conv2D(
+            n,
+            size,
+            stride,
+            padding="same",
+            use_bias=False,
+            kernel_initializer="he_normal",
+            name=f"{name}_conv",
+        )(x)
         return keras.layers.BatchNormalization(name=f"{name}_bn")(x)
 
     relu = lambda x, name: keras.layers.Activation("relu", name=name)(x)
@@ -117,87 +168,208 @@ def residual_network(
     x = relu(convolve(x, filters[0], 2, "stem"), "c1")
     for stage, (n, count) in enumerate(zip(filters[1:], blocks), start=2):
         for block in range(count):
-            stride, last, at = 2 if block == 0 else 1, block == count - 1, f"c{stage}_{block + 1}"
-            skip = convolve(x, n, stride, f"{at}_skip", size=1) if block == 0 else x
+            stride, last, at = (
+                2 if block == 0 else 1,
+                block == count - 1,
+                f"c{stage}_{block + 1}",
+            )
+            skip = (
+                convolve(x, n, stride, f"{at}_skip", size=1) if block == 0 else x
+            )
             x = relu(convolve(x, n, stride, f"{at}_1"), f"{at}_relu")
-            x = keras.layers.Add(name=f"{at}_add")([convolve(x, n, 1, f"{at}_2"), skip])
+            x = keras.layers.Add(name=f"{at}_add")(
+                [convolve(x, n, 1, f"{at}_2"), skip]
+            )
             x = relu(x, f"c{stage}" if last else f"{at}_out")
     return keras.Model(inputs, x, name=name)
 
 # %% ../nbs/02_resnet50.ipynb #b83ec2c2
 @dataclass(frozen=True)
 class Backbone:
-    "How to build a backbone by name: its constructor, its preprocessing (a mode of `Normalize`) and the last layers of its five stages C1…C5."
-    build: Callable    # (weights) → keras.Model with input (B, H, W, 3)
-    preprocess: str    # a mode of `Normalize`
-    layers: tuple      # names of the layers that end the stages C1, C2, C3, C4, C5
+    """How to build a backbone by name: its constructor, its preprocessing (a mode
+    of `Normalize`) and the last layers of its five stages C1…C5.
+    """
+
+    build: Callable  # (weights) → keras.Model with input (B, H, W, 3)
+    preprocess: str  # a mode of Normalize
+    layers: tuple  # names of the layers that end the stages C1, C2, C3, C4, C5
 
 # %% ../nbs/02_resnet50.ipynb #764d04ed
 def _application(name, **kwargs):
-    "The constructor of a network of `keras.applications` without its classifier, for any picture size."
+    """The constructor of a network of `keras.applications` without its
+    classifier, for any picture size.
+    """
+
     def build(weights=None):
-        try: return getattr(keras.applications, name)(include_top=False, weights=weights, input_shape=(None, None, 3), **kwargs)
-        except Exception as e:  # urllib's, ssl's, h5py's and Keras's own: whatever the cause, the reader wants the way out
-            if weights is None: raise
-            raise OSError(f"the ImageNet weights of {name.lower()} could not be downloaded or read ({e}). Connect to the network once, "
-                          f"copy the file into ~/.keras/models by hand, or start from nothing with weights=None.") from e
+        try:
+            return getattr(keras.applications, name)(
+                include_top=False,
+                weights=weights,
+                input_shape=(None, None, 3),
+                **kwargs,
+            )
+        # urllib's, ssl's, h5py's and Keras's own: whatever the cause, the reader
+        # wants the way out
+        except Exception as e:
+            if weights is None:
+                raise
+            raise OSError(
+                f"the ImageNet weights of {name.lower()} could not be downloaded"
+                f" or read ({e}). Connect to the network once, copy the file into"
+                " ~/.keras/models by hand, or start from nothing with"
+                " weights=None."
+            ) from e
+
     return build
 
 
 def _resnet(name, c3, c4):
-    return Backbone(_application(name), "caffe", ("conv1_relu", "conv2_block3_out", f"conv3_block{c3}_out", f"conv4_block{c4}_out", "conv5_block3_out"))
+    return Backbone(
+        _application(name),
+        "caffe",
+        (
+            "conv1_relu",
+            "conv2_block3_out",
+            f"conv3_block{c3}_out",
+            f"conv4_block{c4}_out",
+            "conv5_block3_out",
+        ),
+    )
 
 
 BACKBONES = {
     "resnet50": _resnet("ResNet50", 4, 6),
     "resnet101": _resnet("ResNet101", 4, 23),
     "resnet152": _resnet("ResNet152", 8, 36),
-    "mobilenetv2": Backbone(_application("MobileNetV2"), "tf", ("expanded_conv_project_BN", "block_2_add", "block_5_add", "block_12_add", "out_relu")),
-    "mobilenetv3large": Backbone(_application("MobileNetV3Large"), "raw", ("expanded_conv_add", "expanded_conv_2_add", "expanded_conv_5_add", "expanded_conv_11_add", "expanded_conv_14_add")),
-    "mobilenetv3small": Backbone(_application("MobileNetV3Small"), "raw", ("conv_bn", "expanded_conv_project_bn", "expanded_conv_2_add", "expanded_conv_7_add", "expanded_conv_10_add")),
-    "efficientnetv2b0": Backbone(_application("EfficientNetV2B0"), "raw", ("block1a_project_activation", "block2b_add", "block3b_add", "block5e_add", "top_activation")),
-    "densenet121": Backbone(_application("DenseNet121"), "torch", ("conv1_relu", "conv2_block6_concat", "conv3_block12_concat", "conv4_block24_concat", "relu")),
+    "mobilenetv2": Backbone(
+        _application("MobileNetV2"),
+        "tf",
+        (
+            "expanded_conv_project_BN",
+            "block_2_add",
+            "block_5_add",
+            "block_12_add",
+            "out_relu",
+        ),
+    ),
+    "mobilenetv3large": Backbone(
+        _application("MobileNetV3Large"),
+        "raw",
+        (
+            "expanded_conv_add",
+            "expanded_conv_2_add",
+            "expanded_conv_5_add",
+            "expanded_conv_11_add",
+            "expanded_conv_14_add",
+        ),
+    ),
+    "mobilenetv3small": Backbone(
+        _application("MobileNetV3Small"),
+        "raw",
+        (
+            "conv_bn",
+            "expanded_conv_project_bn",
+            "expanded_conv_2_add",
+            "expanded_conv_7_add",
+            "expanded_conv_10_add",
+        ),
+    ),
+    "efficientnetv2b0": Backbone(
+        _application("EfficientNetV2B0"),
+        "raw",
+        (
+            "block1a_project_activation",
+            "block2b_add",
+            "block3b_add",
+            "block5e_add",
+            "top_activation",
+        ),
+    ),
+    "densenet121": Backbone(
+        _application("DenseNet121"),
+        "torch",
+        (
+            "conv1_relu",
+            "conv2_block6_concat",
+            "conv3_block12_concat",
+            "conv4_block24_concat",
+            "relu",
+        ),
+    ),
     "tiny": Backbone(residual_network, "tf", ("c1", "c2", "c3", "c4", "c5")),
 }
 
 # %% ../nbs/02_resnet50.ipynb #83a23218
 def feature_extractor(
-    name: str = "resnet50",                     # a key of `BACKBONES`
-    weights: str | None = None,                 # `None` or `"imagenet"`
-    batch_norm_momentum: float | None = None,   # of every BatchNorm; `None` keeps the backbone's own
-    freeze_stages: int = 0,                     # stages, from the first, that do not learn: 0…5
-    freeze_batch_norm: bool = False,            # keep every BatchNorm as loaded
+    name: str = "resnet50",  # a key of BACKBONES
+    weights: str | None = None,  # None or "imagenet"
+    # of every BatchNorm; None keeps the backbone's own
+    batch_norm_momentum: float | None = None,
+    # stages, from the first, that do not learn: 0…5
+    freeze_stages: int = 0,
+    freeze_batch_norm: bool = False,  # keep every BatchNorm as loaded
 ) -> keras.Model:
-    """Normalised pictures (B, H, W, 3), H and W multiples of 32, → `[C3, C4, C5]` at strides 8, 16 and 32.
+    """Normalised pictures (B, H, W, 3), H and W multiples of 32, → `[C3, C4, C5]`
+    at strides 8, 16 and 32.
 
-    Raises `ValueError` for an unknown name and for bad arguments, `OSError` where the ImageNet weights can't be had.
-    Source: ResNet50 is that of Deep Residual Learning (He et al. 2016), as `keras.applications` builds it.
+    Raises `ValueError` for an unknown name and for bad arguments, `OSError` where
+    the ImageNet weights can't be had. Source: ResNet50 is that of Deep Residual
+    Learning (He et al. 2016), as `keras.applications` builds it.
     """
-    if name not in BACKBONES: raise ValueError(f"there is no backbone {name!r}; choose one of {', '.join(BACKBONES)}")
-    if weights not in (None, "imagenet"): raise ValueError(f"a backbone's weights are None or 'imagenet', not {weights!r}")
-    if freeze_stages not in range(6): raise ValueError(f"freeze_stages must be a whole number from 0 to 5, not {freeze_stages!r}")
+    if name not in BACKBONES:
+        raise ValueError(
+            f"there is no backbone {name!r}; choose one of {', '.join(BACKBONES)}"
+        )
+    if weights not in (None, "imagenet"):
+        raise ValueError(
+            f"a backbone's weights are None or 'imagenet', not {weights!r}"
+        )
+    if freeze_stages not in range(6):
+        raise ValueError(
+            "freeze_stages must be a whole number from 0 to 5, not"
+            f" {freeze_stages!r}"
+        )
     backbone = BACKBONES[name]
     body = backbone.build(weights=weights)
     names = [layer.name for layer in body.layers]
-    frozen = names.index(backbone.layers[freeze_stages - 1]) + 1 if freeze_stages else 0
+    frozen = (
+        names.index(backbone.layers[freeze_stages - 1]) + 1
+        if freeze_stages
+        else 0
+    )
     for i, layer in enumerate(body.layers):
         if isinstance(layer, keras.layers.BatchNormalization):
-            if batch_norm_momentum is not None: layer.momentum = batch_norm_momentum
-            if freeze_batch_norm: layer.trainable = False
-        if i < frozen: layer.trainable = False
-    return keras.Model(body.input, [body.get_layer(n).output for n in backbone.layers[2:]], name=name)
+            if batch_norm_momentum is not None:
+                layer.momentum = batch_norm_momentum
+            if freeze_batch_norm:
+                layer.trainable = False
+        if i < frozen:
+            layer.trainable = False
+    return keras.Model(
+        body.input,
+        [body.get_layer(n).output for n in backbone.layers[2:]],
+        name=name,
+    )
 
 # %% ../nbs/02_resnet50.ipynb #b6745581
 def resnet50(
-    images,                     # (B, H, W, 3) RGB 0…255, a Keras input or tensor; any H and W
-    name: str = "resnet50",     # a key of `BACKBONES`
-    **kwargs,                   # the other arguments of `feature_extractor`
+    # (B, H, W, 3) RGB 0…255, a Keras input or tensor; any H and W
+    images,
+    name: str = "resnet50",  # a key of BACKBONES
+    **kwargs,  # the other arguments of feature_extractor
 ):
-    """C3, C4 and C5 of pictures of any size: (B, ⌈H/8⌉, ⌈W/8⌉, ·), (B, ⌈H/16⌉, ⌈W/16⌉, ·) and (B, ⌈H/32⌉, ⌈W/32⌉, ·).
+    """C3, C4 and C5 of pictures of any size: (B, ⌈H/8⌉, ⌈W/8⌉, ·), (B, ⌈H/16⌉,
+    ⌈W/16⌉, ·) and (B, ⌈H/32⌉, ⌈W/32⌉, ·).
 
-    Normalises, pads to a multiple of 32 (after normalising, so that the padding is the mean colour; black where the mode
-    is `raw`), runs the backbone and cuts what came of the padding. Errors are those of `feature_extractor`.
+    Normalises, pads to a multiple of 32 (after normalising, so that the padding
+    is the mean colour; black where the mode is `raw`), runs the backbone and cuts
+    what came of the padding. Errors are those of `feature_extractor`.
     """
     extract = feature_extractor(name, **kwargs)
-    x = PadToMultiple(32, name="pad")(Normalize(BACKBONES[name].preprocess, name="normalize")(images))
-    return tuple(CropToStride(2 ** level, name=f"C{level}")([feature, images]) for level, feature in zip((3, 4, 5), extract(x)))
+    x = PadToMultiple(32, name="pad")(
+        Normalize(BACKBONES[name].preprocess, name="normalize")(images)
+    )
+    return tuple(
+        CropToStride(2**level, name=f"C{level}")([feature, images])
+        for level, feature in zip((3, 4, 5), extract(x))
+    )

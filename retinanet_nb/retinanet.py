@@ -6,6 +6,8 @@
 __all__ = ['FORMAT_VERSION', 'ModelCard', 'model_card', 'retinanet_model', 'read_model', 'load_weights']
 
 # %% ../nbs/03c_retinanet.ipynb #3b368ae1
+#| code-fold: true
+#| code-summary: "Imports"
 import re
 import warnings
 import zipfile
@@ -20,35 +22,61 @@ from .resnet50 import resnet50
 from .subnets import classification_subnet, regression_subnet
 
 # %% ../nbs/03c_retinanet.ipynb #b3b4e5e8
-FORMAT_VERSION = 1  # of what `ModelCard` holds; raised when older code could no longer read a file rightly
+# of what ModelCard holds; raised when older code could no longer read a file
+# rightly
+FORMAT_VERSION = 1
 
 
 @keras.saving.register_keras_serializable("retinanet_nb")
 class ModelCard(keras.layers.Layer):
-    """Carries the hyperparameters and class names through saving; its call gives the model's outputs their names and float32.
+    """Carries the hyperparameters and class names through saving; its call gives
+    the model's outputs their names and float32.
 
-    `(regression, classification)` → `{"regression": (B, N, 4), "classification": (B, N, K)}`. It has no weights.
-    Raises `ValueError` where the file was written by a newer format.
+    `(regression, classification)` → `{"regression": (B, N, 4), "classification":
+    (B, N, K)}`. It has no weights. Raises `ValueError` where the file was written
+    by a newer format.
     """
-    def __init__(self,
-                 hyperparameters,                 # `HyperParameters`, or their JSON
-                 class_names,                     # the names of the labels 0…K−1
-                 format_version=FORMAT_VERSION,   # of the file that is read
-                 **kwargs):
+
+    def __init__(
+        self,
+        hyperparameters,  # HyperParameters, or their JSON
+        class_names,  # the names of the labels 0…K−1
+        format_version=FORMAT_VERSION,  # of the file that is read
+        **kwargs,
+    ):
         super().__init__(autocast=False, **kwargs)
         if format_version > FORMAT_VERSION:
-            raise ValueError(f"this model has format {format_version}, and this retinanet_nb reads up to {FORMAT_VERSION}: upgrade the package")
-        if isinstance(hyperparameters, str): hyperparameters = HyperParameters.from_json(hyperparameters)
-        self.hyperparameters, self.class_names, self.format_version = hyperparameters, list(class_names), format_version
+            raise ValueError(
+                f"this model has format {format_version}, and this retinanet_nb"
+                f" reads up to {FORMAT_VERSION}: upgrade the package"
+            )
+        if isinstance(hyperparameters, str):
+            hyperparameters = HyperParameters.from_json(hyperparameters)
+        self.hyperparameters, self.class_names, self.format_version = (
+            hyperparameters,
+            list(class_names),
+            format_version,
+        )
 
     def call(self, regression, classification):
-        return {"regression": ops.cast(regression, "float32"), "classification": ops.cast(classification, "float32")}
+        return {
+            "regression": ops.cast(regression, "float32"),
+            "classification": ops.cast(classification, "float32"),
+        }
 
     def compute_output_spec(self, regression, classification):
-        return {"regression": keras.KerasTensor(regression.shape, "float32"), "classification": keras.KerasTensor(classification.shape, "float32")}
+        return {
+            "regression": keras.KerasTensor(regression.shape, "float32"),
+            "classification": keras.KerasTensor(classification.shape, "float32"),
+        }
 
     def get_config(self):
-        return {**super().get_config(), "hyperparameters": self.hyperparameters.to_json(), "class_names": list(self.class_names), "format_version": self.format_version}
+        return {
+            **super().get_config(),
+            "hyperparameters": self.hyperparameters.to_json(),
+            "class_names": list(self.class_names),
+            "format_version": self.format_version,
+        }
 
 # %% ../nbs/03c_retinanet.ipynb #cbfe8be5
 def model_card(
@@ -56,91 +84,207 @@ def model_card(
 ) -> ModelCard | None:
     "The `ModelCard` inside `model`, also inside a model in it, or `None`."
     for layer in getattr(model, "layers", ()):
-        if isinstance(layer, ModelCard): return layer
-        if isinstance(layer, keras.Model) and (card := model_card(layer)): return card
+        if isinstance(layer, ModelCard):
+            return layer
+        if isinstance(layer, keras.Model) and (card := model_card(layer)):
+            return card
     return None
 
 # %% ../nbs/03c_retinanet.ipynb #b03c1351
 def retinanet_model(
-    num_classes: int,                                       # K, at least 1; labels are 0…K−1, and background is no class
-    hyperparameters: HyperParameters = HyperParameters(),   # of the network; the rest is only carried along
-    class_names=None,                                       # K names; `None`: "class 0", "class 1", …
-    weights: str | Path | None = None,                      # `None`, `"imagenet"` (the backbone), a `.keras` or a `.weights.h5` file
+    # K, at least 1; labels are 0…K−1, and background is no class
+    num_classes: int,
+    # of the network; the rest is only carried along
+    hyperparameters: HyperParameters = HyperParameters(),
+    # K names; None: "class 0", "class 1", …
+    class_names=None,
+    # None, "imagenet" (the backbone), a .keras or a .weights.h5 file
+    weights: str | Path | None = None,
 ) -> keras.Model:
-    """RetinaNet: RGB pictures 0…255 (B, H, W, 3) of any size → `{"regression": (B, N, 4), "classification": (B, N, K)}`.
+    """RetinaNet: RGB pictures 0…255 (B, H, W, 3) of any size → `{"regression":
+    (B, N, 4), "classification": (B, N, K)}`.
 
-    `classification` holds logits, `regression` the deltas of `encode_boxes`, for the N anchors of `anchors_for_shape((H, W))`.
-    Raises `ValueError` for bad arguments or a file that does not fit, `FileNotFoundError` for one that isn't there.
-    Source: Focal Loss for Dense Object Detection (Lin et al. 2017), section 4.
+    `classification` holds logits, `regression` the deltas of `encode_boxes`, for
+    the N anchors of `anchors_for_shape((H, W))`. Raises `ValueError` for bad
+    arguments or a file that does not fit, `FileNotFoundError` for one that isn't
+    there. Source: Focal Loss for Dense Object Detection (Lin et al. 2017),
+    section 4.
     """
-    if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
-        raise ValueError(f"num_classes must be a whole number of at least 1 (background is no class), not {num_classes!r}")
+    if (
+        not isinstance(num_classes, int)
+        or isinstance(num_classes, bool)
+        or num_classes < 1
+    ):
+        raise ValueError(
+            "num_classes must be a whole number of at least 1 (background is no"
+            f" class), not {num_classes!r}"
+        )
     if not isinstance(hyperparameters, HyperParameters):
-        raise ValueError(f"hyperparameters must be HyperParameters (preset('tiny') makes some by name), not {hyperparameters!r}")
-    if isinstance(class_names, str): raise ValueError(f"class_names must be a sequence of {num_classes} names, not the one text {class_names!r}")
-    names = [f"class {i}" for i in range(num_classes)] if class_names is None else [str(n) for n in class_names]
+        raise ValueError(
+            "hyperparameters must be HyperParameters (preset('tiny') makes some"
+            f" by name), not {hyperparameters!r}"
+        )
+    if isinstance(class_names, str):
+        raise ValueError(
+            f"class_names must be a sequence of {num_classes} names, not the one"
+            f" text {class_names!r}"
+        )
+    names = (
+        [f"class {i}" for i in range(num_classes)]
+        if class_names is None
+        else [str(n) for n in class_names]
+    )
     if len(names) != num_classes or len(set(names)) != num_classes:
-        raise ValueError(f"class_names must be {num_classes} different names, not {names}")
+        raise ValueError(
+            f"class_names must be {num_classes} different names, not {names}"
+        )
     h = hyperparameters
     images = keras.Input((None, None, 3), name="images")
-    features = resnet50(images, name=h.backbone, weights=weights if weights == "imagenet" else None, batch_norm_momentum=h.batch_norm_momentum,
-                        freeze_stages=h.freeze_stages, freeze_batch_norm=h.freeze_batch_norm)
+    features = resnet50(
+        images,
+        name=h.backbone,
+        weights=weights if weights == "imagenet" else None,
+        batch_norm_momentum=h.batch_norm_momentum,
+        freeze_stages=h.freeze_stages,
+        freeze_batch_norm=h.freeze_batch_norm,
+    )
     levels = feature_pyramid(*features, feature_size=h.feature_size)
-    regression = regression_subnet(h.anchors.num_anchors, h.feature_size, h.subnet_depth, h.subnet_norm)
-    classification = classification_subnet(num_classes, h.anchors.num_anchors, h.feature_size, h.subnet_depth, h.prior_probability, h.subnet_norm)
-    join = lambda name, subnet: keras.layers.Concatenate(axis=1, name=name)([subnet(level) for level in levels])
-    outputs = ModelCard(h, names, name="card")(join("deltas", regression), join("logits", classification))
+    regression = regression_subnet(
+        h.anchors.num_anchors, h.feature_size, h.subnet_depth, h.subnet_norm
+    )
+    classification = classification_subnet(
+        num_classes,
+        h.anchors.num_anchors,
+        h.feature_size,
+        h.subnet_depth,
+        h.prior_probability,
+        h.subnet_norm,
+    )
+    join = lambda name, subnet: keras.layers.Concatenate(axis=1, name=name)(
+        [subnet(level) for level in levels]
+    )
+    outputs = ModelCard(h, names, name="card")(
+        join("deltas", regression), join("logits", classification)
+    )
     model = keras.Model(images, outputs, name="retinanet")
-    if weights not in (None, "imagenet"): load_weights(model, weights)
+    if weights not in (None, "imagenet"):
+        load_weights(model, weights)
     return model
 
 # %% ../nbs/03c_retinanet.ipynb #739b1b91
 def read_model(
-    path: str | Path,  # a `.keras` file
+    path: str | Path,  # a .keras file
 ) -> keras.Model:
-    """The model in a `.keras` file, read in Keras's safe mode (nothing in the file is executed).
+    """The model in a `.keras` file, read in Keras's safe mode (nothing in the
+    file is executed).
 
-    Raises `FileNotFoundError` where there is none and `ValueError` where the file isn't a model that Keras can read.
+    Raises `FileNotFoundError` where there is none and `ValueError` where the file
+    isn't a model that Keras can read.
     """
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f"there is no model file {path}")
-    if not (path.is_file() and zipfile.is_zipfile(path)): raise ValueError(f"{path} is not a .keras model file: write one with model.save('name.keras')")
-    try: return keras.models.load_model(path, compile=False, safe_mode=True)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no model file {path}")
+    if not (path.is_file() and zipfile.is_zipfile(path)):
+        raise ValueError(
+            f"{path} is not a .keras model file: write one with"
+            " model.save('name.keras')"
+        )
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as e:
-        lines = [line for line in str(e).splitlines() if line.strip()] or [type(e).__name__]
-        # Keras wraps the cause in pages of configuration, and says it in its last "Exception encountered: …".
-        reason = next((line for line in reversed(lines) if line.startswith("Exception encountered: ")), lines[0]).removeprefix("Exception encountered: ")
-        raise ValueError(f"{path} is not a model that Keras can read in safe mode: {reason[:300]}") from e
+        lines = [line for line in str(e).splitlines() if line.strip()] or [
+            type(e).__name__
+        ]
+        # Keras wraps the cause in pages of configuration, and says it in its last
+        # "Exception encountered: …".
+        reason = next(
+            (
+                line
+                for line in reversed(lines)
+                if line.startswith("Exception encountered: ")
+            ),
+            lines[0],
+        ).removeprefix("Exception encountered: ")
+        raise ValueError(
+            f"{path} is not a model that Keras can read in safe mode:"
+            f" {reason[:300]}"
+        ) from e
 
 # %% ../nbs/03c_retinanet.ipynb #76a4111f
 def load_weights(
-    model: keras.Model,  # of `retinanet_model`; changed in place
-    path: str | Path,    # a `.keras` file (a training model or a detector) or a `.weights.h5` file
-) -> list:               # the names of the weights that start afresh
-    """Copies the weights in `path` into `model`. Returns the names of the weights that start afresh, and says so in a line.
+    model: keras.Model,  # of retinanet_model; changed in place
+    # a .keras file (a training model or a detector) or a .weights.h5 file
+    path: str | Path,
+) -> list:  # the names of the weights that start afresh
+    """Copies the weights in `path` into `model`. Returns the names of the weights
+    that start afresh, and says so in a line.
 
-    With another number of classes that is the last layer of the classification subnet, and nothing else may differ:
-    else `ValueError`. `FileNotFoundError` where there is no such file.
+    With another number of classes that is the last layer of the classification
+    subnet, and nothing else may differ: else `ValueError`. `FileNotFoundError`
+    where there is no such file.
     """
     path, head = Path(path), "classification_subnet_output"
-    misfit = f"{path} does not fit this model: {{}}. Backbone, feature_size, subnet_depth and number of anchors must be those of the file."
-    if not path.exists(): raise FileNotFoundError(f"there is no weights file {path}: give a .keras or .weights.h5 file, \"imagenet\" or None")
+    misfit = (
+        f"{path} does not fit this model: {{}}. Backbone, feature_size,"
+        " subnet_depth and number of anchors must be those of the file."
+    )
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no weights file {path}: give a .keras or .weights.h5 file,"
+            ' "imagenet" or None'
+        )
     if path.name.endswith(".weights.h5"):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            try: model.load_weights(path, skip_mismatch=True)
-            except Exception as e: raise ValueError(f"{path} does not hold the weights of this model: {str(e).strip().splitlines()[0]}") from e
-        # Keras lists what it skipped in one warning: "… [<Conv2D name=P6, built=True>, …]"
-        skipped = {name for w in caught if "could not be loaded" in str(w.message) for name in re.findall(r"<\w+ name=([^,]+),", str(w.message))}
-        if skipped - {head}: raise ValueError(misfit.format(f"{len(skipped)} layers differ, one is {min(skipped - {head})}"))
+            try:
+                model.load_weights(path, skip_mismatch=True)
+            except Exception as e:
+                raise ValueError(
+                    f"{path} does not hold the weights of this model:"
+                    f" {str(e).strip().splitlines()[0]}"
+                ) from e
+        # Keras lists what it skipped in one warning: "… [<Conv2D name=P6,
+        # built=True>, …]"
+        skipped = {
+            name
+            for w in caught
+            if "could not be loaded" in str(w.message)
+            for name in re.findall(r"<\w+ name=([^,]+),", str(w.message))
+        }
+        if skipped - {head}:
+            raise ValueError(
+                misfit.format(
+                    f"{len(skipped)} layers differ, one is"
+                    f" {min(skipped - {head})}"
+                )
+            )
         fresh = sorted(skipped)
     else:
         source = {v.path: v for v in read_model(path).weights}
         target = {v.path: v for v in model.weights}
-        wrong = [p for p, v in target.items() if head not in p and (p not in source or source[p].shape != v.shape)]
-        if wrong: raise ValueError(misfit.format(f"{len(wrong)} of {len(target)} weights differ, the first is {wrong[0]}"))
-        fresh = [p for p, v in target.items() if head in p and (p not in source or source[p].shape != v.shape)]
+        wrong = [
+            p
+            for p, v in target.items()
+            if head not in p and (p not in source or source[p].shape != v.shape)
+        ]
+        if wrong:
+            raise ValueError(
+                misfit.format(
+                    f"{len(wrong)} of {len(target)} weights differ, the first is"
+                    f" {wrong[0]}"
+                )
+            )
+        fresh = [
+            p
+            for p, v in target.items()
+            if head in p and (p not in source or source[p].shape != v.shape)
+        ]
         for p, v in target.items():
-            if p not in fresh: v.assign(source[p])
-    if fresh: print(f"{path.name}: other classes, so the last layer of the classification subnet starts afresh; everything else is kept")
+            if p not in fresh:
+                v.assign(source[p])
+    if fresh:
+        print(
+            f"{path.name}: other classes, so the last layer of the classification"
+            " subnet starts afresh; everything else is kept"
+        )
     return fresh

@@ -6,6 +6,8 @@
 __all__ = ['Detector', 'DetectorCard', 'retinanet_box', 'load_detector', 'Detections', 'detect']
 
 # %% ../nbs/04d_retinanet_box.ipynb #87d24e45
+#| code-fold: true
+#| code-summary: "Imports"
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,12 @@ from .retinanet import ModelCard, model_card, read_model
 # %% ../nbs/04d_retinanet_box.ipynb #0e4a1958
 @keras.saving.register_keras_serializable("retinanet_nb")
 class Detector(keras.Model):
-    "What `retinanet_box` returns: RGB pictures 0…255 (B, H, W, 3) → boxes (B, D, 4), scores (B, D), labels (B, D)."
+    """What `retinanet_box` returns:
+
+    RGB pictures 0…255 (B, H, W, 3) → boxes (B, D, 4), scores (B, D), labels (B,
+    D).
+    """
+
     @property
     def class_names(self) -> list:
         "The names of the labels 0…K−1."
@@ -37,25 +44,56 @@ class Detector(keras.Model):
 
 @keras.saving.register_keras_serializable("retinanet_nb")
 class DetectorCard(ModelCard):
-    "The detector's own `ModelCard`: carries its thresholds and class names, and passes the detections through."
-    def call(self, boxes, scores, labels): return [boxes, scores, labels]
-    def compute_output_spec(self, boxes, scores, labels): return [keras.KerasTensor(x.shape, x.dtype) for x in (boxes, scores, labels)]
+    """The detector's own `ModelCard`: carries its thresholds and class names, and
+    passes the detections through.
+    """
+
+    def call(self, boxes, scores, labels):
+        return [boxes, scores, labels]
+
+    def compute_output_spec(self, boxes, scores, labels):
+        return [
+            keras.KerasTensor(x.shape, x.dtype) for x in (boxes, scores, labels)
+        ]
 
 # %% ../nbs/04d_retinanet_box.ipynb #be3fd32a
 def _as_dtype(
-    model: keras.Model,  # of `retinanet_model`
-    dtype: str,          # "float32" or "mixed_bfloat16"
+    model: keras.Model,  # of retinanet_model
+    dtype: str,  # "float32" or "mixed_bfloat16"
 ) -> keras.Model:
-    "`model` itself where it computes in `dtype` already and isn't compiled; else one that does and isn't, with the same weights, shared where possible."
-    policies = {layer.dtype_policy.name for layer in model._flatten_layers(include_self=False) if layer.weights and not isinstance(layer, keras.Model)}
-    if policies <= {dtype}: return keras.Model(model.input, model.output, name=model.name) if model.compiled else model
+    """`model` itself where it computes in `dtype` already and isn't compiled;
+    else one that does and isn't, with the same weights, shared where possible.
+    """
+    policies = {
+        layer.dtype_policy.name
+        for layer in model._flatten_layers(include_self=False)
+        if layer.weights and not isinstance(layer, keras.Model)
+    }
+    if policies <= {dtype}:
+        return (
+            keras.Model(model.input, model.output, name=model.name)
+            if model.compiled
+            else model
+        )
+
     def changed(config):
-        "The configuration with the policies of all layers exchanged; other strings stay as they are."
-        if isinstance(config, list): return [changed(c) for c in config]
-        if not isinstance(config, dict): return config
-        if config.get("class_name") == "DTypePolicy" and config["config"]["name"] in policies: return {**config, "config": {**config["config"], "name": dtype}}
+        """The configuration with the policies of all layers exchanged; other
+        strings stay as they are.
+        """
+        if isinstance(config, list):
+            return [changed(c) for c in config]
+        if not isinstance(config, dict):
+            return config
+        if (
+            config.get("class_name") == "DTypePolicy"
+            and config["config"]["name"] in policies
+        ):
+            return {**config, "config": {**config["config"], "name": dtype}}
         return {k: changed(v) for k, v in config.items()}
-    copy = type(model).from_config(changed(json.loads(json.dumps(model.get_config()))))
+
+    copy = type(model).from_config(
+        changed(json.loads(json.dumps(model.get_config())))
+    )
     copy.set_weights(model.get_weights())
     return copy
 
@@ -63,110 +101,217 @@ def _as_dtype(
 def _training_model(
     model,  # anything
 ) -> keras.Model | None:
-    "The model of `retinanet_model` that `model` is, or that it holds in `.model` as a trainer does; else `None`."
-    if isinstance(getattr(model, "model", None), keras.Model): model = model.model
+    """The model of `retinanet_model` that `model` is, or that it holds in
+    `.model` as a trainer does; else `None`.
+    """
+    if isinstance(getattr(model, "model", None), keras.Model):
+        model = model.model
     outputs = getattr(model, "output", None)
-    return model if isinstance(outputs, dict) and set(outputs) == {"regression", "classification"} else None
+    return (
+        model
+        if isinstance(outputs, dict)
+        and set(outputs) == {"regression", "classification"}
+        else None
+    )
 
 # %% ../nbs/04d_retinanet_box.ipynb #42338946
 def retinanet_box(
-    model,                                 # of `retinanet_model`, or a trainer that holds one in `.model`
-    class_names=None,                      # `None`: those that the model carries
-    nms: bool = True,                      # suppress boxes that overlap a better one
-    class_specific_filter: bool = True,    # only boxes of one class suppress each other
-    score_threshold: float | None = None,  # the next four: `None` takes the model's own hyperparameters
-    nms_threshold: float | None = None,    # a better box suppresses those that overlap it more than this
-    max_detections: int | None = None,     # D
-    pre_nms_top_k: int | None = None,      # candidates that enter suppression
-    dtype: str = "float32",                # "float32", or "mixed_bfloat16" for speed
+    # of retinanet_model, or a trainer that holds one in .model
+    model,
+    class_names=None,  # None: those that the model carries
+    # suppress boxes that overlap a better one
+    nms: bool = True,
+    # only boxes of one class suppress each other
+    class_specific_filter: bool = True,
+    # the next four: None takes the model's own hyperparameters
+    score_threshold: float | None = None,
+    # a better box suppresses those that overlap it more than this
+    nms_threshold: float | None = None,
+    max_detections: int | None = None,  # D
+    pre_nms_top_k: int | None = None,  # candidates that enter suppression
+    # "float32", or "mixed_bfloat16" for speed
+    dtype: str = "float32",
 ) -> Detector:
     """The prediction model around the weights of a training model.
 
-    RGB pictures 0…255 (B, H, W, 3) of any size → boxes (B, D, 4) in pixels of the picture, scores (B, D) falling,
-    labels (B, D) int32; D is `max_detections`, and −1 fills up. The weights are shared with `model` where it computes in
-    `dtype`; a model trained in another precision is copied. Raises `ValueError` where `model` isn't a RetinaNet or an argument is out of range.
-    Source: RetinaNet (Lin et al. 2017), section 4.1, "Inference".
+    RGB pictures 0…255 (B, H, W, 3) of any size → boxes (B, D, 4) in pixels of the
+    picture, scores (B, D) falling, labels (B, D) int32; D is `max_detections`,
+    and −1 fills up. The weights are shared with `model` where it computes in
+    `dtype`; a model trained in another precision is copied. Raises `ValueError`
+    where `model` isn't a RetinaNet or an argument is out of range. Source:
+    RetinaNet (Lin et al. 2017), section 4.1, "Inference".
     """
     given_model, model = model, _training_model(model)
-    if model is None: raise ValueError(f"retinanet_box needs a model of retinanet_model (or its trainer), with the outputs 'regression' and 'classification', not {given_model!r}")
-    if dtype not in ("float32", "mixed_bfloat16"): raise ValueError(f"dtype must be 'float32' or 'mixed_bfloat16', not {dtype!r}")
+    if model is None:
+        raise ValueError(
+            "retinanet_box needs a model of retinanet_model (or its trainer),"
+            " with the outputs 'regression' and 'classification', not"
+            f" {given_model!r}"
+        )
+    if dtype not in ("float32", "mixed_bfloat16"):
+        raise ValueError(
+            f"dtype must be 'float32' or 'mixed_bfloat16', not {dtype!r}"
+        )
     card = model_card(model)
     h = card.hyperparameters if card else HyperParameters()
-    given = dict(score_threshold=score_threshold, nms_threshold=nms_threshold, max_detections=max_detections, pre_nms_top_k=pre_nms_top_k)
+    given = dict(
+        score_threshold=score_threshold,
+        nms_threshold=nms_threshold,
+        max_detections=max_detections,
+        pre_nms_top_k=pre_nms_top_k,
+    )
     h = h.replace(**{k: v for k, v in given.items() if v is not None})
     num_classes = model.output["classification"].shape[-1]
-    names = list(class_names) if class_names is not None else card.class_names if card else [f"class {i}" for i in range(num_classes)]
-    if len(names) != num_classes: raise ValueError(f"class_names must be {num_classes} names, one for each class of the model, not {len(names)}: {names}")
+    names = (
+        list(class_names)
+        if class_names is not None
+        else (
+            card.class_names
+            if card
+            else [f"class {i}" for i in range(num_classes)]
+        )
+    )
+    if len(names) != num_classes:
+        raise ValueError(
+            f"class_names must be {num_classes} names, one for each class of the"
+            f" model, not {len(names)}: {names}"
+        )
 
     images = keras.Input((None, None, 3), name="images")
     outputs = _as_dtype(model, dtype)(images)
     f32 = dict(dtype="float32")
-    boxes = RegressBoxes(h.box_std, name="boxes", **f32)([Anchors(h.anchors, name="anchors")(images), outputs["regression"]])
+    boxes = RegressBoxes(h.box_std, name="boxes", **f32)(
+        [Anchors(h.anchors, name="anchors")(images), outputs["regression"]]
+    )
     boxes = ClipBoxes(name="clipped", **f32)([images, boxes])
-    scores = keras.layers.Activation("sigmoid", name="scores", **f32)(outputs["classification"])
-    found = FilterDetections(class_specific_filter, nms, h.score_threshold, h.nms_threshold, h.pre_nms_top_k, h.max_detections, name="filter", **f32)([boxes, scores])
-    return Detector(images, DetectorCard(h, names, name="detections", **f32)(*found), name="retinanet_box")
+    scores = keras.layers.Activation("sigmoid", name="scores", **f32)(
+        outputs["classification"]
+    )
+    found = FilterDetections(
+        class_specific_filter,
+        nms,
+        h.score_threshold,
+        h.nms_threshold,
+        h.pre_nms_top_k,
+        h.max_detections,
+        name="filter",
+        **f32,
+    )([boxes, scores])
+    return Detector(
+        images,
+        DetectorCard(h, names, name="detections", **f32)(*found),
+        name="retinanet_box",
+    )
 
 # %% ../nbs/04d_retinanet_box.ipynb #5d47eac4
 def load_detector(
-    path: str | Path,  # a `.keras` file of a detector or of a training model
-    **options,         # the arguments of `retinanet_box`; what is left out stays as it is in the file
+    path: str | Path,  # a .keras file of a detector or of a training model
+    # the arguments of retinanet_box; what is left out stays as it is in the file
+    **options,
 ) -> Detector:
-    """The detector in a `.keras` file, ready for `predict_on_batch` and `detect`; a training model is wrapped by `retinanet_box`.
+    """The detector in a `.keras` file, ready for `predict_on_batch` and `detect`;
+    a training model is wrapped by `retinanet_box`.
 
-    Raises `FileNotFoundError` where there is no file, `ValueError` where it isn't a RetinaNet or an option is out of range.
+    Raises `FileNotFoundError` where there is no file, `ValueError` where it isn't
+    a RetinaNet or an option is out of range.
     """
     model = read_model(path)
     if isinstance(model, Detector):
-        if not options: return model
-        inner, = [layer for layer in model.layers if isinstance(layer, keras.Model)]
-        return retinanet_box(inner, **{"class_names": model.class_names, **model.get_layer("filter").options, **options})
-    if _training_model(model) is None: raise ValueError(f"{path} holds a Keras model that isn't a RetinaNet; a file of retinanet_box or retinanet_model was expected")
+        if not options:
+            return model
+        (inner,) = [
+            layer for layer in model.layers if isinstance(layer, keras.Model)
+        ]
+        return retinanet_box(
+            inner,
+            **{
+                "class_names": model.class_names,
+                **model.get_layer("filter").options,
+                **options,
+            },
+        )
+    if _training_model(model) is None:
+        raise ValueError(
+            f"{path} holds a Keras model that isn't a RetinaNet; a file of"
+            " retinanet_box or retinanet_model was expected"
+        )
     return retinanet_box(model, **options)
 
 # %% ../nbs/04d_retinanet_box.ipynb #06909604
 @dataclass(frozen=True)
 class Detections:
-    "What stands in one picture. `len` counts the detections; iterating gives `(box, score, label, name)` for each, best first."
-    boxes: np.ndarray   # (n, 4) float32, pixels of the picture
+    """What stands in one picture.
+
+    `len` counts the detections; iterating gives `(box, score, label, name)` for
+    each, best first.
+    """
+
+    boxes: np.ndarray  # (n, 4) float32, pixels of the picture
     scores: np.ndarray  # (n,) float32, falling
     labels: np.ndarray  # (n,) int32
-    names: tuple        # n class names
+    names: tuple  # n class names
 
-    def __len__(self): return len(self.scores)
-    def __iter__(self): return iter(zip(self.boxes, self.scores, self.labels, self.names))
+    def __len__(self):
+        return len(self.scores)
+
+    def __iter__(self):
+        return iter(zip(self.boxes, self.scores, self.labels, self.names))
 
 
 def _as_picture(
-    image,             # anything that NumPy makes an array of
-    hint: str = "",    # added to the error
-) -> np.ndarray:       # (H, W, 3) uint8 or float32
+    image,  # anything that NumPy makes an array of
+    hint: str = "",  # added to the error
+) -> np.ndarray:  # (H, W, 3) uint8 or float32
     "`image` as an array that OpenCV can scale; `ValueError` where it isn't RGB."
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"a picture must be RGB with the shape (height, width, 3), not {image.shape}{hint if image.ndim == 4 else ''}")
-    if image.dtype == np.uint8: return image
-    if image.dtype.kind not in "iuf": raise ValueError(f"a picture must hold numbers 0…255, not {image.dtype}")
+        raise ValueError(
+            "a picture must be RGB with the shape (height, width, 3), not"
+            f" {image.shape}{hint if image.ndim == 4 else ''}"
+        )
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype.kind not in "iuf":
+        raise ValueError(f"a picture must hold numbers 0…255, not {image.dtype}")
     return image.astype(np.float32)
 
 
 def detect(
-    detector,                        # of `retinanet_box` or `load_detector`
-    image,                           # (H, W, 3) RGB 0…255, or a list of such pictures of any sizes
-    score_threshold: float = 0.5,    # lower scores are left out
+    detector,  # of retinanet_box or load_detector
+    # (H, W, 3) RGB 0…255, or a list of such pictures of any sizes
+    image,
+    score_threshold: float = 0.5,  # lower scores are left out
 ):
-    """`Detections` of one picture, or a list of them for a list; boxes in the picture's own pixels.
+    """`Detections` of one picture, or a list of them for a list; boxes in the
+    picture's own pixels.
 
-    Each picture is fitted onto the canvas that the detector was trained on (`hyperparameters.image_size`), so that objects
-    have the size it knows; a list goes through the network as one batch. Raises `ValueError` for a picture of another rank.
+    Each picture is fitted onto the canvas that the detector was trained on
+    (`hyperparameters.image_size`), so that objects have the size it knows; a list
+    goes through the network as one batch. Raises `ValueError` for a picture of
+    another rank.
     """
     one = not isinstance(image, (list, tuple))
-    pictures = [_as_picture(x, "; give several pictures as a list") for x in ([image] if one else image)]
-    if not pictures: return []
-    fitted = [fit_to_canvas(x, detector.hyperparameters.image_size) for x in pictures]
+    pictures = [
+        _as_picture(x, "; give several pictures as a list")
+        for x in ([image] if one else image)
+    ]
+    if not pictures:
+        return []
+    fitted = [
+        fit_to_canvas(x, detector.hyperparameters.image_size) for x in pictures
+    ]
     batch = detector.predict_on_batch(np.stack([canvas for canvas, _ in fitted]))
     found = []
-    for (_, fit), boxes, scores, labels in zip(fitted, *(np.asarray(x) for x in batch)):
+    for (_, fit), boxes, scores, labels in zip(
+        fitted, *(np.asarray(x) for x in batch)
+    ):
         keep = scores >= max(score_threshold, 0)  # padding has −1
-        found.append(Detections(fit.to_image(boxes[keep]), scores[keep], labels[keep], tuple(detector.class_names[i] for i in labels[keep])))
+        found.append(
+            Detections(
+                fit.to_image(boxes[keep]),
+                scores[keep],
+                labels[keep],
+                tuple(detector.class_names[i] for i in labels[keep]),
+            )
+        )
     return found[0] if one else found

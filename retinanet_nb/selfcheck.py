@@ -8,6 +8,8 @@ __all__ = ['TOLERATED', 'GOAL', 'LEARNING_RATE', 'PARTS', 'STAGES', 'Stage', 'Se
            'part_of', 'check_losses', 'check_learning', 'self_check', 'plot_check', 'draw_pair', 'write_check']
 
 # %% ../nbs/07c_selfcheck.ipynb #2902fc54
+#| code-fold: true
+#| code-summary: "Imports"
 import json
 import math
 import re
@@ -30,7 +32,13 @@ from .evaluation import Found, evaluate, evaluate_detections, outcomes
 from .filtering import filter_detections
 from .generator import train_generator
 from .hyperparameters import HyperParameters
-from .pictures import Fit, draw_detections, read_image, save_atomically, write_image
+from retinanet_nb.pictures import (
+    Fit,
+    draw_detections,
+    read_image,
+    save_atomically,
+    write_image,
+)
 from .targets import BACKGROUND, IGNORED, assign_targets
 from .training import build_trainer, current_detector, make_optimizer
 
@@ -38,301 +46,677 @@ from .training import build_trainer, current_detector, make_optimizer
 @dataclass(frozen=True)
 class Stage:
     "One stage of a self-check and what came of it."
-    name: str          # data, anchors, targets, filtering, losses or learning
-    ok: bool | None    # `None`: not tried
+
+    name: str  # data, anchors, targets, filtering, losses or learning
+    ok: bool | None  # None: not tried
     finding: str = ""  # a sentence, with numbers
-    remedy: str = ""   # what to do, where it failed
+    remedy: str = ""  # what to do, where it failed
 
     def __str__(self):
         lines = textwrap.wrap(self.finding or "not tried", 96)
-        if self.ok is False and self.remedy: lines += textwrap.wrap(f"→ {self.remedy}", 96, subsequent_indent="  ")
-        return f"{ {True: '✓', False: '✗', None: '·'}[self.ok]} {self.name:10}" + f"\n{'':12}".join(lines)
+        if self.ok is False and self.remedy:
+            lines += textwrap.wrap(f"→ {self.remedy}", 96, subsequent_indent="  ")
+        return (
+            f"{ {True: '✓', False: '✗', None: '·'}[self.ok] } {self.name:10}"
+            + f"\n{'':12}".join(lines)
+        )
 
 # %% ../nbs/07c_selfcheck.ipynb #a531405c
 @dataclass(frozen=True)
 class SelfCheck:
-    "What `self_check` found: `print` it, ask `.ok` or `.failed`, or keep `.to_json()`."
-    stages: tuple                     # of `Stage`, in order
-    pictures: tuple                   # files of the pictures that were used
+    """What `self_check` found:
+
+    `print` it, ask `.ok` or `.failed`, or keep `.to_json()`.
+    """
+
+    stages: tuple  # of Stage, in order
+    pictures: tuple  # files of the pictures that were used
     hyperparameters: HyperParameters  # as given
-    learning_rate: float              # of the check itself
-    history: tuple = ()               # a dict a step: step, loss, classification, box
-    tests: tuple = ()                 # (step, VOC07 mAP on these pictures)
-    detections: list | None = field(default=None, repr=False, compare=False)  # of the last test, one entry a picture; not in the JSON
-    records: list | None = field(default=None, repr=False, compare=False)     # of the pictures; not in the JSON
+    learning_rate: float  # of the check itself
+    history: tuple = ()  # a dict a step: step, loss, classification, box
+    tests: tuple = ()  # (step, VOC07 mAP on these pictures)
+    detections: list | None = field(
+        default=None, repr=False, compare=False
+    )  # of the last test, one entry a picture; not in the JSON
+    records: list | None = field(
+        default=None, repr=False, compare=False
+    )  # of the pictures; not in the JSON
 
     @property
-    def ok(self) -> bool: "Whether every stage was passed."; return all(s.ok for s in self.stages)
+    def ok(self) -> bool:
+        "Whether every stage was passed."
+        return all(s.ok for s in self.stages)
+
     @property
-    def failed(self) -> str | None: "The name of the stage that failed, or `None`."; return next((s.name for s in self.stages if s.ok is False), None)
+    def failed(self) -> str | None:
+        "The name of the stage that failed, or `None`."
+        return next((s.name for s in self.stages if s.ok is False), None)
+
     @property
-    def map(self) -> float: "The last mAP that was measured; NaN where learning was not tried."; return self.tests[-1][1] if self.tests else float("nan")
+    def map(self) -> float:
+        "The last mAP that was measured; NaN where learning was not tried."
+        return self.tests[-1][1] if self.tests else float("nan")
 
     def __getitem__(self, name) -> Stage:
         "The stage called `name`."
         return next(s for s in self.stages if s.name == name)
 
     def __str__(self):
-        last = f"All is well: {len(self.pictures)} pictures learnt by heart in {len(self.history)} steps." if self.ok else f"The fault is in the stage {self.failed!r}."
+        last = (
+            f"All is well: {len(self.pictures)} pictures learnt by heart in"
+            f" {len(self.history)} steps."
+            if self.ok
+            else f"The fault is in the stage {self.failed!r}."
+        )
         return "\n".join([*map(str, self.stages), last])
 
     def to_json(self) -> str:
         "Everything but detections and records as JSON text."
-        return json.dumps({"ok": self.ok, "failed": self.failed, "stages": [asdict(s) for s in self.stages], "pictures": list(self.pictures), "learning_rate": self.learning_rate,
-                           "history": self.history, "tests": self.tests, "hyperparameters": json.loads(self.hyperparameters.to_json()), "retinanet_nb": __version__}, indent=1, ensure_ascii=False)
+        return json.dumps(
+            {
+                "ok": self.ok,
+                "failed": self.failed,
+                "stages": [asdict(s) for s in self.stages],
+                "pictures": list(self.pictures),
+                "learning_rate": self.learning_rate,
+                "history": self.history,
+                "tests": self.tests,
+                "hyperparameters": json.loads(self.hyperparameters.to_json()),
+                "retinanet_nb": __version__,
+            },
+            indent=1,
+            ensure_ascii=False,
+        )
 
     @classmethod
-    def from_json(cls,
-        text: str,  # of `to_json`
+    def from_json(
+        cls,
+        text: str,  # of to_json
     ) -> "SelfCheck":
         "The inverse of `to_json`."
         v = json.loads(text)
-        return cls(tuple(Stage(**s) for s in v["stages"]), tuple(v["pictures"]), HyperParameters.from_json(json.dumps(v["hyperparameters"])), v["learning_rate"],
-                   tuple(v["history"]), tuple((step, value) for step, value in v["tests"]))
+        return cls(
+            tuple(Stage(**s) for s in v["stages"]),
+            tuple(v["pictures"]),
+            HyperParameters.from_json(json.dumps(v["hyperparameters"])),
+            v["learning_rate"],
+            tuple(v["history"]),
+            tuple((step, value) for step, value in v["tests"]),
+        )
 
 # %% ../nbs/07c_selfcheck.ipynb #39fd62bf
 class Chosen(list):
-    "Records with `.class_names`, as the generator and the evaluation want them; unlike `Records` it counts nothing, so that wrong labels can get as far as the check."
-    def __init__(self, records, class_names): super().__init__(records); self.class_names = tuple(class_names)
+    """Records with `.class_names`, as the generator and the evaluation want them;
+    unlike `Records` it counts nothing, so that wrong labels can get as far as
+    the check.
+    """
+
+    def __init__(self, records, class_names):
+        super().__init__(records)
+        self.class_names = tuple(class_names)
 
 
 def choose_pictures(
-    dataset,            # a sequence of `Record` with `.class_names`
+    dataset,  # a sequence of Record with .class_names
     pictures: int = 8,  # how many; fewer where there are not as many with objects
-    seed: int = 0,      # of the choice
+    seed: int = 0,  # of the choice
 ) -> Chosen:
-    """Pictures with objects to learn from (neither difficult nor crowds), spread over the classes; the same for the same seed.
+    """Pictures with objects to learn from (neither difficult nor crowds), spread
+    over the classes; the same for the same seed.
 
-    Raises `ValueError` where no picture holds an object, or `pictures` isn't at least 1.
+    Raises `ValueError` where no picture holds an object, or `pictures` isn't at
+    least 1.
     """
-    if pictures < 1: raise ValueError(f"pictures must be at least 1, not {pictures!r}")
+    if pictures < 1:
+        raise ValueError(f"pictures must be at least 1, not {pictures!r}")
     labels = [r.labels[~(r.difficult | r.crowd)].tolist() for r in dataset]
-    left = [int(i) for i in np.random.default_rng(seed).permutation(len(dataset)) if labels[i]]
-    if not left: raise ValueError(f"none of the {len(dataset)} pictures holds an object to learn (difficult objects and crowds are none): there is nothing to check. Look at print(dataset.report).")
+    left = [
+        int(i)
+        for i in np.random.default_rng(seed).permutation(len(dataset))
+        if labels[i]
+    ]
+    if not left:
+        raise ValueError(
+            f"none of the {len(dataset)} pictures holds an object to learn"
+            " (difficult objects and crowds are none): there is nothing to"
+            " check. Look at print(dataset.report)."
+        )
     seen, chosen = {label: 0 for i in left for label in labels[i]}, []
     while left and len(chosen) < pictures:
-        # The rarest class so far that a picture is left for; of equals the one met first.
-        wanted = min(dict.fromkeys(label for i in left for label in labels[i]), key=seen.get)
+        # The rarest class so far that a picture is left for; of equals the one
+        # met first.
+        wanted = min(
+            dict.fromkeys(label for i in left for label in labels[i]),
+            key=seen.get,
+        )
         i = next(i for i in left if wanted in labels[i])
-        left.remove(i); chosen.append(i)
-        for label in labels[i]: seen[label] += 1
+        left.remove(i)
+        chosen.append(i)
+        for label in labels[i]:
+            seen[label] += 1
     return Chosen([dataset[i] for i in chosen], dataset.class_names)
 
 # %% ../nbs/07c_selfcheck.ipynb #827e3274
-TOLERATED = 0.25        # share of objects that may be out of reach before a stage fails
-GOAL = 0.9              # mAP that counts as "by heart", as a share of what perfect outputs reach
-LEARNING_RATE = 5e-4    # of Adam
+# share of objects that may be out of reach before a stage fails
+TOLERATED = 0.25
+# mAP that counts as "by heart", as a share of what perfect outputs reach
+GOAL = 0.9
+LEARNING_RATE = 5e-4  # of Adam
 
 
 @dataclass
 class Bench:
-    "What the stages of a self-check hand on to each other; B pictures, N anchors, at most M objects."
-    dataset: object                   # the whole data set
+    """What the stages of a self-check hand on to each other;
+
+    B pictures, N anchors, at most M objects.
+    """
+
+    dataset: object  # the whole data set
     hyperparameters: HyperParameters  # as given
-    chosen: Chosen                    # the B records
-    steps: int = 500                  # of learning, at most
-    deadline: float = math.inf        # of learning, by `time.monotonic`
+    chosen: Chosen  # the B records
+    steps: int = 500  # of learning, at most
+    deadline: float = math.inf  # of learning, by time.monotonic
     learning_rate: float = LEARNING_RATE
-    progress: bool = False            # a bar on standard error
+    progress: bool = False  # a bar on standard error
     # Filled in on the way
     images: np.ndarray | None = None  # (B, H, W, 3) uint8
-    truth: dict | None = None         # {"boxes": (B, M, 4), "labels": (B, M)}, −1 padding
-    classes: np.ndarray | None = None # (B, N) of `assign_targets`
+    truth: dict | None = (
+        None  # {"boxes": (B, M, 4), "labels": (B, M)}, −1 padding
+    )
+    classes: np.ndarray | None = None  # (B, N) of assign_targets
     deltas: np.ndarray | None = None  # (B, N, 4)
-    owner: np.ndarray | None = None   # (B, N): the object that an anchor answers for, or −1
-    ceiling: float = 1.0              # mAP of perfect outputs
-    trainer: object = None            # `RetinaNetTrainer`, after its first step
+    owner: np.ndarray | None = (
+        None  # (B, N): the object that an anchor answers for, or −1
+    )
+    ceiling: float = 1.0  # mAP of perfect outputs
+    trainer: object = None  # RetinaNetTrainer, after its first step
     history: list = field(default_factory=list)  # of the steps
-    tests: list = field(default_factory=list)    # (step, mAP)
-    detections: list | None = None    # of the last test
+    tests: list = field(default_factory=list)  # (step, mAP)
+    detections: list | None = None  # of the last test
 
     def name(self, k, j) -> str:
         "Object `j` of picture `k` in words."
         x1, y1, x2, y2 = self.truth["boxes"][k, j].tolist()
-        return f"{self.chosen.class_names[self.truth['labels'][k, j]]} of {x2 - x1:.0f}×{y2 - y1:.0f} pixels on the canvas of {self.chosen[k].image.name}"
+        return (
+            f"{self.chosen.class_names[self.truth['labels'][k, j]]} of"
+            f" {x2 - x1:.0f}×{y2 - y1:.0f} pixels on the canvas of"
+            f" {self.chosen[k].image.name}"
+        )
 
-    def anchors(self) -> np.ndarray: return ops.convert_to_numpy(anchors_for_shape(self.hyperparameters.image_size, self.hyperparameters.anchors))
+    def anchors(self) -> np.ndarray:
+        return ops.convert_to_numpy(
+            anchors_for_shape(
+                self.hyperparameters.image_size, self.hyperparameters.anchors
+            )
+        )
 
     def objects(self):
         "(picture, object) of everything that is to be learnt."
         return np.argwhere(self.truth["labels"] >= 0)
 
 
-def _some(items, n=3): return "; ".join(items[:n]) + (f"; and {len(items) - n} more" if len(items) > n else "")
+def _some(items, n=3):
+    return "; ".join(items[:n]) + (
+        f"; and {len(items) - n} more" if len(items) > n else ""
+    )
 
 # %% ../nbs/07c_selfcheck.ipynb #4756f741
 def _faults_of(record, num_classes):
-    "What is wrong with a record's boxes and labels, as sentences without a full stop."
+    """What is wrong with a record's boxes and labels, as sentences without a full
+    stop.
+    """
     faults = []
     for box, label in zip(record.boxes.tolist(), record.labels.tolist()):
         x1, y1, x2, y2 = box
-        place = f"{record.image.name}: the box ({', '.join(f'{v:g}' for v in box)})"
-        if not all(map(math.isfinite, box)): faults.append(f"{place} holds a number that is not finite")
-        elif x2 <= x1 or y2 <= y1: faults.append(f"{place} has no area: x1 < x2 and y1 < y2 are needed")
-        elif min(x1, y1) < -1 or x2 > record.width + 1 or y2 > record.height + 1: faults.append(f"{place} reaches beyond its picture of {record.width}×{record.height} pixels")
-        if not 0 <= label < num_classes: faults.append(f"{record.image.name}: the label {label} is no class; there are 0…{num_classes - 1}, and background is none")
+        place = (
+            f"{record.image.name}: the box ({', '.join(f'{v:g}' for v in box)})"
+        )
+        if not all(map(math.isfinite, box)):
+            faults.append(f"{place} holds a number that is not finite")
+        elif x2 <= x1 or y2 <= y1:
+            faults.append(f"{place} has no area: x1 < x2 and y1 < y2 are needed")
+        elif min(x1, y1) < -1 or x2 > record.width + 1 or y2 > record.height + 1:
+            faults.append(
+                f"{place} reaches beyond its picture of"
+                f" {record.width}×{record.height} pixels"
+            )
+        if not 0 <= label < num_classes:
+            faults.append(
+                f"{record.image.name}: the label {label} is no class; there are"
+                f" 0…{num_classes - 1}, and background is none"
+            )
     return faults
 
 
 def _faults_of_picture(record):
-    try: image = read_image(record.image)
-    except (ValueError, OSError) as e: return [str(e)]
-    if image.shape[:2] != (record.height, record.width): return [f"{record.image.name} is {image.shape[1]}×{image.shape[0]} pixels, but its record says {record.width}×{record.height}"]
-    if (image == image[:1, :1]).all(): return [f"{record.image.name} is of one colour, {tuple(image[0, 0].tolist())}, everywhere"]
+    try:
+        image = read_image(record.image)
+    except (ValueError, OSError) as e:
+        return [str(e)]
+    if image.shape[:2] != (record.height, record.width):
+        return [
+            f"{record.image.name} is {image.shape[1]}×{image.shape[0]} pixels,"
+            f" but its record says {record.width}×{record.height}"
+        ]
+    if (image == image[:1, :1]).all():
+        return [
+            f"{record.image.name} is of one colour,"
+            f" {tuple(image[0, 0].tolist())}, everywhere"
+        ]
     return []
 
 
 def check_data(bench: Bench) -> Stage:
-    "Stage 1: sound boxes and labels in all records, and the chosen pictures as the generator gives them."
+    """Stage 1: sound boxes and labels in all records, and the chosen pictures as
+    the generator gives them.
+    """
     b, K = bench, len(bench.chosen.class_names)
-    faults = [f for r in b.chosen for f in _faults_of(r, K) + _faults_of_picture(r)]  # first those that would be used
+    # first those that would be used
+    faults = [
+        f for r in b.chosen for f in _faults_of(r, K) + _faults_of_picture(r)
+    ]
     mine = {r.image for r in b.chosen}
-    faults += [f for r in b.dataset if r.image not in mine for f in _faults_of(r, K)]
+    faults += [
+        f for r in b.dataset if r.image not in mine for f in _faults_of(r, K)
+    ]
     if not faults:
-        generator = train_generator(b.chosen, b.hyperparameters, len(b.chosen), training=False, workers=0)
+        generator = train_generator(
+            b.chosen, b.hyperparameters, len(b.chosen), training=False, workers=0
+        )
         b.images, b.truth = generator[0]
-        for record, (boxes, _), labels in zip(b.chosen, generator.targets, b.truth["labels"]):
-            if (labels >= 0).sum() < len(boxes): faults.append(f"{record.image.name}: {len(boxes) - (labels >= 0).sum()} of {len(boxes)} objects are lost on the way to the canvas")
+        for record, (boxes, _), labels in zip(
+            b.chosen, generator.targets, b.truth["labels"]
+        ):
+            if (labels >= 0).sum() < len(boxes):
+                faults.append(
+                    f"{record.image.name}: {len(boxes) - (labels >= 0).sum()} of"
+                    f" {len(boxes)} objects are lost on the way to the canvas"
+                )
     if faults:
-        hint = " Boxes are x1, y1, x2, y2 in pixels of the picture, not x, y, width, height." * any("the box" in f for f in faults) + " Labels count from 0." * any("the label" in f for f in faults)
-        return Stage("data", False, f"{len(faults)} fault{'s' * (len(faults) > 1)}: {_some(faults)}.", f"Mend these annotations or pictures, or leave them out.{hint}")
-    report, (H, W) = getattr(b.dataset, "report", None), b.hyperparameters.image_size
-    left_out = f" The reader left out {len(report.dropped)} objects and {len(report.refused)} pictures: print(dataset.report)." if report and (report.dropped or report.refused) else ""
+        hint = (
+            " Boxes are x1, y1, x2, y2 in pixels of the picture, not x, y, width, height."
+            * any("the box" in f for f in faults)
+            + " Labels count from 0." * any("the label" in f for f in faults)
+        )
+        return Stage(
+            "data",
+            False,
+            f"{len(faults)} fault{'s' * (len(faults) > 1)}: {_some(faults)}.",
+            f"Mend these annotations or pictures, or leave them out.{hint}",
+        )
+    report, (H, W) = (
+        getattr(b.dataset, "report", None),
+        b.hyperparameters.image_size,
+    )
+    left_out = (
+        f" The reader left out {len(report.dropped)} objects and"
+        f" {len(report.refused)} pictures: print(dataset.report)."
+        if report and (report.dropped or report.refused)
+        else ""
+    )
     shown = len(set(b.truth["labels"].ravel().tolist()) - {-1})
-    return Stage("data", True, f"{len(b.chosen)} pictures with {len(b.objects())} objects of {shown} of {K} classes, on a canvas of {W}×{H} pixels.{left_out}")
+    return Stage(
+        "data",
+        True,
+        f"{len(b.chosen)} pictures with {len(b.objects())} objects of {shown} of"
+        f" {K} classes, on a canvas of {W}×{H} pixels.{left_out}",
+    )
 
 # %% ../nbs/07c_selfcheck.ipynb #5156e59d
 def _fitting_sizes(sides):
-    "Five anchor sizes that begin at the smaller objects: `sides` are the roots of the areas, pixels."
-    return tuple(max(1, round(float(np.quantile(sides, 0.1)))) * 2**i for i in range(5))
+    """Five anchor sizes that begin at the smaller objects:
+
+    `sides` are the roots of the areas, pixels.
+    """
+    return tuple(
+        max(1, round(float(np.quantile(sides, 0.1)))) * 2**i for i in range(5)
+    )
 
 
 def check_anchors(bench: Bench) -> Stage:
-    "Stage 2: an anchor with an IoU of at least `positive_overlap` for every object, up to `TOLERATED` of them."
+    """Stage 2: an anchor with an IoU of at least `positive_overlap` for every
+    object, up to `TOLERATED` of them.
+    """
     b, h, anchors, best = bench, bench.hyperparameters, bench.anchors(), []
     for boxes, labels in zip(b.truth["boxes"], b.truth["labels"]):
-        best += ops.convert_to_numpy(ops.max(overlaps(boxes[labels >= 0], anchors), axis=-1)).tolist()
+        best += ops.convert_to_numpy(
+            ops.max(overlaps(boxes[labels >= 0], anchors), axis=-1)
+        ).tolist()
     best, objects = np.array(best), b.objects()
-    size = np.array([b.truth["boxes"][k, j, 2:] - b.truth["boxes"][k, j, :2] for k, j in objects])
-    sides, n, far = np.sqrt(size.prod(-1)), len(objects), best < h.positive_overlap
-    low, high = h.anchors.sizes[0] * h.anchors.scales[0], h.anchors.sizes[-1] * h.anchors.scales[-1]
-    reach = f"the anchors' sides go from {low:g} to {high:.0f} pixels on a canvas of {h.image_size[1]}×{h.image_size[0]}"
-    if not far.any(): return Stage("anchors", True, f"all {n} objects have an anchor with an IoU of at least {h.positive_overlap:g}; the worst has {best.min():.2f}.")
+    size = np.array(
+        [
+            b.truth["boxes"][k, j, 2:] - b.truth["boxes"][k, j, :2]
+            for k, j in objects
+        ]
+    )
+    sides, n, far = (
+        np.sqrt(size.prod(-1)),
+        len(objects),
+        best < h.positive_overlap,
+    )
+    low, high = (
+        h.anchors.sizes[0] * h.anchors.scales[0],
+        h.anchors.sizes[-1] * h.anchors.scales[-1],
+    )
+    reach = (
+        f"the anchors' sides go from {low:g} to {high:.0f} pixels on a canvas of"
+        f" {h.image_size[1]}×{h.image_size[0]}"
+    )
+    if not far.any():
+        return Stage(
+            "anchors",
+            True,
+            f"all {n} objects have an anchor with an IoU of at least"
+            f" {h.positive_overlap:g}; the worst has {best.min():.2f}.",
+        )
     worst = int(np.argmin(best))
-    finding = (f"{far.sum()} of {n} objects ({far.mean():.0%}) have no anchor with an IoU of at least {h.positive_overlap:g}; "
-               f"the worst, a {b.name(*objects[worst])}, has one with {best[worst]:.2f}; {reach}.")
-    if far.mean() <= TOLERATED: return Stage("anchors", True, finding + " So few are no hindrance.")
-    small, large, ratio = (sides[far] < low).mean(), (sides[far] > high).mean(), size[:, 1] / size[:, 0]
-    if small > 0.5 and np.quantile(sides, 0.1) < 10: remedy = f"Most of these objects are tiny, their sides begin at {sides.min():.0f} pixels: enlarge image_size."
-    elif max(small, large) > 0.5: remedy = f"Most of these objects are {'smaller' if small > large else 'larger'} than every anchor: try AnchorParameters(sizes={_fitting_sizes(sides)})."
-    elif (ratio[far] >= min(h.anchors.ratios)).all() and (ratio[far] <= max(h.anchors.ratios)).all(): remedy = f"Their shapes are those of the anchors, their sides ({sides[far].min():.0f} to {sides[far].max():.0f} pixels) are not: choose AnchorParameters(sizes=…) closer to them."
-    else: remedy = f"Their heights are {ratio[far].min():.2g} to {ratio[far].max():.2g} times their widths, the anchors' {min(h.anchors.ratios):g} to {max(h.anchors.ratios):g}: add to AnchorParameters(ratios=…)."
-    return Stage("anchors", False, finding, remedy + " retinanet_inspect shows it for the whole data set.")
+    finding = (
+        f"{far.sum()} of {n} objects ({far.mean():.0%}) have no anchor with an"
+        f" IoU of at least {h.positive_overlap:g}; the worst, a"
+        f" {b.name(*objects[worst])}, has one with {best[worst]:.2f}; {reach}."
+    )
+    if far.mean() <= TOLERATED:
+        return Stage("anchors", True, finding + " So few are no hindrance.")
+    small, large, ratio = (
+        (sides[far] < low).mean(),
+        (sides[far] > high).mean(),
+        size[:, 1] / size[:, 0],
+    )
+    if small > 0.5 and np.quantile(sides, 0.1) < 10:
+        remedy = (
+            "Most of these objects are tiny, their sides begin at"
+            f" {sides.min():.0f} pixels: enlarge image_size."
+        )
+    elif max(small, large) > 0.5:
+        remedy = (
+            "Most of these objects are"
+            f" {'smaller' if small > large else 'larger'} than every anchor: try"
+            f" AnchorParameters(sizes={_fitting_sizes(sides)})."
+        )
+    elif (ratio[far] >= min(h.anchors.ratios)).all() and (
+        ratio[far] <= max(h.anchors.ratios)
+    ).all():
+        remedy = (
+            "Their shapes are those of the anchors, their sides"
+            f" ({sides[far].min():.0f} to {sides[far].max():.0f} pixels) are not:"
+            " choose AnchorParameters(sizes=…) closer to them."
+        )
+    else:
+        remedy = (
+            f"Their heights are {ratio[far].min():.2g} to {ratio[far].max():.2g}"
+            f" times their widths, the anchors' {min(h.anchors.ratios):g} to"
+            f" {max(h.anchors.ratios):g}: add to AnchorParameters(ratios=…)."
+        )
+    return Stage(
+        "anchors",
+        False,
+        finding,
+        remedy + " retinanet_inspect shows it for the whole data set.",
+    )
 
 # %% ../nbs/07c_selfcheck.ipynb #10255868
 def check_targets(bench: Bench) -> Stage:
-    "Stage 3: every object answered for by an anchor, and every positive anchor leading back to an object of its class."
+    """Stage 3: every object answered for by an anchor, and every positive anchor
+    leading back to an object of its class.
+    """
     b, h, anchors = bench, bench.hyperparameters, bench.anchors()
-    targets = assign_targets(anchors, b.truth["boxes"], b.truth["labels"], h.negative_overlap, h.positive_overlap, h.force_match, h.box_std)
+    targets = assign_targets(
+        anchors,
+        b.truth["boxes"],
+        b.truth["labels"],
+        h.negative_overlap,
+        h.positive_overlap,
+        h.force_match,
+        h.box_std,
+    )
     b.deltas, b.classes = (ops.convert_to_numpy(x) for x in targets)
     decoded = ops.convert_to_numpy(decode_boxes(anchors, b.deltas, h.box_std))
     b.owner = np.full(b.classes.shape, -1)
     off = []
     for k, (boxes, labels) in enumerate(zip(b.truth["boxes"], b.truth["labels"])):
         at, m = np.flatnonzero(b.classes[k] >= 0), int((labels >= 0).sum())
-        away = np.abs(decoded[k, at, None] - boxes[:m]).max(-1)                                   # (positives, m) pixels
+        # (positives, m) pixels
+        away = np.abs(decoded[k, at, None] - boxes[:m]).max(-1)
         away = np.where(b.classes[k, at, None] == labels[:m], away, np.inf)
         b.owner[k, at] = away.argmin(1)
-        off += [(float(away[i].min()), k, int(a)) for i, a in enumerate(at) if away[i].min() > 0.01]
+        off += [
+            (float(away[i].min()), k, int(a))
+            for i, a in enumerate(at)
+            if away[i].min() > 0.01
+        ]
     n, positives = len(b.objects()), int((b.classes >= 0).sum())
     if off:
         distance, k, a = max(off)
-        said = "the class of no object there" if math.isinf(distance) else f"a box {distance:.2f} pixels away from it"
-        return Stage("targets", False, f"{len(off)} of {positives} positive anchors do not lead back to their object; one in {b.chosen[k].image.name} gives {said}.",
-                     "Targets and decoding disagree: use the same box_std in both, and anchors that an object exceeds less than sixtyfold.")
+        said = (
+            "the class of no object there"
+            if math.isinf(distance)
+            else f"a box {distance:.2f} pixels away from it"
+        )
+        return Stage(
+            "targets",
+            False,
+            f"{len(off)} of {positives} positive anchors do not lead back to"
+            f" their object; one in {b.chosen[k].image.name} gives {said}.",
+            "Targets and decoding disagree: use the same box_std in both, and"
+            " anchors that an object exceeds less than sixtyfold.",
+        )
     answered = np.array([(b.owner[k] == j).sum() for k, j in b.objects()])
-    lost = [f"{b.name(k, j)}" + _twin(b, k, j) for (k, j), count in zip(b.objects(), answered) if not count]
-    counts = f"{positives} anchors answer for {n - len(lost)} of {n} objects, up to {answered.max()} for one; {int((b.classes == IGNORED).sum())} are ignored, {int((b.classes == BACKGROUND).sum())} are background"
-    if len(lost) > TOLERATED * n: return Stage("targets", False, f"{counts}. No anchor answers for {len(lost)}: {_some(lost)}.",
-                                               "Remove objects that are annotated twice; else use force_match=True, or finer anchors where objects lie closer than their cells.")
-    return Stage("targets", True, counts + (f". No anchor answers for {_some(lost)}." if lost else "."))
+    lost = [
+        f"{b.name(k, j)}" + _twin(b, k, j)
+        for (k, j), count in zip(b.objects(), answered)
+        if not count
+    ]
+    counts = (
+        f"{positives} anchors answer for {n - len(lost)} of {n} objects, up to"
+        f" {answered.max()} for one; {int((b.classes == IGNORED).sum())} are"
+        f" ignored, {int((b.classes == BACKGROUND).sum())} are background"
+    )
+    if len(lost) > TOLERATED * n:
+        return Stage(
+            "targets",
+            False,
+            f"{counts}. No anchor answers for {len(lost)}: {_some(lost)}.",
+            "Remove objects that are annotated twice; else use force_match=True,"
+            " or finer anchors where objects lie closer than their cells.",
+        )
+    return Stage(
+        "targets",
+        True,
+        counts + (f". No anchor answers for {_some(lost)}." if lost else "."),
+    )
 
 
 def _twin(b, k, j):
-    "In words, the object that takes the anchors of object `j`; empty where there is none."
+    """In words, the object that takes the anchors of object `j`; empty where
+    there is none.
+    """
     boxes, labels = b.truth["boxes"][k], b.truth["labels"][k]
-    same = [i for i in range(len(labels)) if i != j and labels[i] >= 0 and float(overlaps(boxes[i:i + 1], boxes[j:j + 1])[0, 0]) > 0.9]
-    return f", which is annotated twice (there also as {b.chosen.class_names[labels[same[0]]]})" if same else ""
+    same = [
+        i
+        for i in range(len(labels))
+        if i != j
+        and labels[i] >= 0
+        and float(overlaps(boxes[i : i + 1], boxes[j : j + 1])[0, 0]) > 0.9
+    ]
+    return (
+        ", which is annotated twice (there also as"
+        f" {b.chosen.class_names[labels[same[0]]]})"
+        if same
+        else ""
+    )
 
 # %% ../nbs/07c_selfcheck.ipynb #37f2a729
 def perfect_outputs(
-    bench: Bench,  # after `check_targets`
-) -> tuple:        # deltas (B, N, 4), scores (B, N, K)
-    "What a network would say that had understood everything: the targets, with scores of 0.8 to 0.9."
+    bench: Bench,  # after check_targets
+) -> tuple:  # deltas (B, N, 4), scores (B, N, K)
+    """What a network would say that had understood everything: the targets, with
+    scores of 0.8 to 0.9.
+    """
     b, anchors = bench, bench.anchors()
-    scores = np.full((*b.classes.shape, len(b.chosen.class_names)), 1e-4, np.float32)
+    scores = np.full(
+        (*b.classes.shape, len(b.chosen.class_names)), 1e-4, np.float32
+    )
     for k, boxes in enumerate(b.truth["boxes"]):
         at = np.flatnonzero(b.owner[k] >= 0)
-        fit = np.diagonal(ops.convert_to_numpy(overlaps(anchors[at], boxes[b.owner[k, at]])))
+        fit = np.diagonal(
+            ops.convert_to_numpy(overlaps(anchors[at], boxes[b.owner[k, at]]))
+        )
         scores[k, at, b.classes[k, at]] = 0.8 + 0.1 * fit
     return b.deltas, scores
 
 
 def check_filtering(bench: Bench) -> Stage:
-    "Stage 4: perfect outputs, decoded, clipped and filtered with the thresholds given, must be found right."
+    """Stage 4: perfect outputs, decoded, clipped and filtered with the thresholds
+    given, must be found right.
+    """
     b, h, names = bench, bench.hyperparameters, bench.chosen.class_names
     H, W = h.image_size
     deltas, scores = perfect_outputs(b)
-    boxes = ops.clip(decode_boxes(b.anchors(), deltas, h.box_std), 0.0, np.array([W, H, W, H], np.float32))
-    # Suppression leaves one box of perfect outputs for each object, so there is no need to look for many more.
+    boxes = ops.clip(
+        decode_boxes(b.anchors(), deltas, h.box_std),
+        0.0,
+        np.array([W, H, W, H], np.float32),
+    )
+    # Suppression leaves one box of perfect outputs for each object, so there is
+    # no need to look for many more.
     most = min(h.max_detections, 10 + 2 * b.truth["labels"].shape[1])
-    kept = filter_detections(boxes, scores, score_threshold=h.score_threshold, nms_threshold=h.nms_threshold, pre_nms_top_k=h.pre_nms_top_k, max_detections=most)
+    kept = filter_detections(
+        boxes,
+        scores,
+        score_threshold=h.score_threshold,
+        nms_threshold=h.nms_threshold,
+        pre_nms_top_k=h.pre_nms_top_k,
+        max_detections=most,
+    )
     found = []
     for record, *one in zip(b.chosen, *(ops.convert_to_numpy(x) for x in kept)):
         there = one[2] >= 0
-        fit = Fit(min(H / record.height, W / record.width), (record.height, record.width), (H, W))
-        found.append(Found(fit.to_image(one[0][there]), one[1][there], one[2][there]))
-    b.ceiling = float(evaluate_detections(found, b.chosen, names, coco=False).voc07_map)
-    reasons = _why_missed(b, outcomes(found, b.chosen, score_threshold=0.0), scores)
+        fit = Fit(
+            min(H / record.height, W / record.width),
+            (record.height, record.width),
+            (H, W),
+        )
+        found.append(
+            Found(fit.to_image(one[0][there]), one[1][there], one[2][there])
+        )
+    b.ceiling = float(
+        evaluate_detections(found, b.chosen, names, coco=False).voc07_map
+    )
+    reasons = _why_missed(
+        b, outcomes(found, b.chosen, score_threshold=0.0), scores
+    )
     missed = sum(len(v) for v in reasons.values())
     finding = f"perfect outputs give mAP {b.ceiling:.3f}"
-    if missed: finding += f", with {missed} of {len(b.objects())} objects missed: " + "; ".join(f"{len(v)} because {why}, for example a {v[0]}" for (why, _), v in reasons.items())
-    if b.ceiling >= GOAL: return Stage("filtering", True, finding + ".")
+    if missed:
+        finding += (
+            f", with {missed} of {len(b.objects())} objects missed: "
+            + "; ".join(
+                f"{len(v)} because {why}, for example a {v[0]}"
+                for (why, _), v in reasons.items()
+            )
+        )
+    if b.ceiling >= GOAL:
+        return Stage("filtering", True, finding + ".")
     remedies = dict.fromkeys(remedy for _, remedy in reasons)
-    return Stage("filtering", False, finding + ".", " ".join(remedies) or "Scores, labels or the way back to the picture's pixels are wrong: look at what was changed in the filtering.")
+    return Stage(
+        "filtering",
+        False,
+        finding + ".",
+        " ".join(remedies)
+        or "Scores, labels or the way back to the picture's pixels are wrong: look at what was changed in the filtering.",
+    )
 
 
 def _why_missed(b, results, scores):
     "(Reason, remedy) → the missed objects in words."
     h, reasons = b.hyperparameters, {}
     for k, result in enumerate(results):
-        record, boxes, labels = b.chosen[k], b.truth["boxes"][k], b.truth["labels"][k]
+        record, boxes, labels = (
+            b.chosen[k],
+            b.truth["boxes"][k],
+            b.truth["labels"][k],
+        )
         m = int((labels >= 0).sum())
-        learnt = np.flatnonzero(~(record.difficult | record.crowd))  # the others are no targets
+        # the others are no targets
+        learnt = np.flatnonzero(~(record.difficult | record.crowd))
         for j in np.flatnonzero(np.isin(learnt, result.missed)):
             mine = b.owner[k] == j
             top = scores[k, mine, labels[j]].max(initial=0.0)
-            iou = ops.convert_to_numpy(overlaps(boxes[j:j + 1], boxes[:m]))[0] * (labels[:m] == labels[j]) * (np.arange(m) != j)
-            if not mine.any(): why = "no anchor answers for them", "Remove objects that are annotated twice, or use force_match=True."
-            elif top <= h.score_threshold: why = f"the score_threshold of {h.score_threshold:g} is above the 0.8 to 0.9 of a good detector", "Lower score_threshold: 0.05 is usual, and to be choosy is for later."
-            elif iou.max(initial=0.0) > h.nms_threshold: why = f"an object of their class overlaps them by more than the nms_threshold of {h.nms_threshold:g}", "Raise nms_threshold: 0.5 is usual, 0.6 or 0.7 in crowds."
-            elif m > h.max_detections: why = f"their picture holds more objects than the max_detections of {h.max_detections}", f"Raise max_detections to {max((x >= 0).sum() for x in b.truth['labels'])} or more: 300 is usual."
-            else: why = f"there are more candidates than the pre_nms_top_k of {h.pre_nms_top_k}", "Raise pre_nms_top_k: 1000 is usual."
+            iou = (
+                ops.convert_to_numpy(overlaps(boxes[j : j + 1], boxes[:m]))[0]
+                * (labels[:m] == labels[j])
+                * (np.arange(m) != j)
+            )
+            if not mine.any():
+                why = (
+                    "no anchor answers for them",
+                    (
+                        "Remove objects that are annotated twice, or use"
+                        " force_match=True."
+                    ),
+                )
+            elif top <= h.score_threshold:
+                why = (
+                    (
+                        f"the score_threshold of {h.score_threshold:g} is above"
+                        " the 0.8 to 0.9 of a good detector"
+                    ),
+                    (
+                        "Lower score_threshold: 0.05 is usual, and to be choosy"
+                        " is for later."
+                    ),
+                )
+            elif iou.max(initial=0.0) > h.nms_threshold:
+                why = (
+                    (
+                        "an object of their class overlaps them by more than the"
+                        f" nms_threshold of {h.nms_threshold:g}"
+                    ),
+                    "Raise nms_threshold: 0.5 is usual, 0.6 or 0.7 in crowds.",
+                )
+            elif m > h.max_detections:
+                why = (
+                    (
+                        "their picture holds more objects than the"
+                        f" max_detections of {h.max_detections}"
+                    ),
+                    (
+                        "Raise max_detections to"
+                        f" {max((x >= 0).sum() for x in b.truth['labels'])} or"
+                        " more: 300 is usual."
+                    ),
+                )
+            else:
+                why = (
+                    (
+                        "there are more candidates than the pre_nms_top_k of"
+                        f" {h.pre_nms_top_k}"
+                    ),
+                    "Raise pre_nms_top_k: 1000 is usual.",
+                )
             reasons.setdefault(why, []).append(b.name(k, j))
     return reasons
 
 # %% ../nbs/07c_selfcheck.ipynb #a9f3c527
 def expected_focal_loss(
-    classes,                           # (B, N) of `assign_targets`
-    num_classes: int,                  # K
+    classes,  # (B, N) of assign_targets
+    num_classes: int,  # K
     hyperparameters: HyperParameters,  # prior_probability, alpha, gamma
 ) -> float:
-    "The focal loss of a network that gives every anchor and class the prior probability."
+    """The focal loss of a network that gives every anchor and class the prior
+    probability.
+    """
     h, classes = hyperparameters, np.asarray(classes)
-    p, (a, c) = h.prior_probability, (1.0, 1.0) if h.alpha is None else (h.alpha, 1 - h.alpha)
+    p, (a, c) = (
+        h.prior_probability,
+        ((1.0, 1.0) if h.alpha is None else (h.alpha, 1 - h.alpha)),
+    )
     positives = int((classes >= 0).sum())
     others = int((classes != IGNORED).sum()) * num_classes - positives
-    return (positives * a * (1 - p) ** h.gamma * -math.log(p) + others * c * p**h.gamma * -math.log(1 - p)) / max(positives, 1)
+    return (
+        positives * a * (1 - p) ** h.gamma * -math.log(p)
+        + others * c * p**h.gamma * -math.log(1 - p)
+    ) / max(positives, 1)
 
 # %% ../nbs/07c_selfcheck.ipynb #3915bfb9
 PARTS = ("backbone", "pyramid", "classification subnet", "regression subnet")
@@ -343,86 +727,205 @@ def part_of(
 ) -> str:
     "Which of the `PARTS` of the network a weight belongs to."
     for subnet in ("classification", "regression"):
-        if f"{subnet}_subnet" in path: return f"{subnet} subnet"
-    return "pyramid" if re.match(r"(C[345]_reduced|P[3-7])/", path) else "backbone"
+        if f"{subnet}_subnet" in path:
+            return f"{subnet} subnet"
+    return (
+        "pyramid" if re.match(r"(C[345]_reduced|P[3-7])/", path) else "backbone"
+    )
 
 
 def _trainer(names, h, learning_rate, steps):
     "The network as `train` builds it, with an optimizer of our own."
-    # Adam's very first steps are full ones in every weight, and a deep network jumps at that: it begins gently.
-    return build_trainer(names, h, make_optimizer(HyperParameters(optimizer="adam", learning_rate=learning_rate, warmup_steps=20), steps))
+    # Adam's very first steps are full ones in every weight, and a deep network
+    # jumps at that: it begins gently.
+    return build_trainer(
+        names,
+        h,
+        make_optimizer(
+            HyperParameters(
+                optimizer="adam", learning_rate=learning_rate, warmup_steps=20
+            ),
+            steps,
+        ),
+    )
 
 
 def _batch(b, step):
     "Pictures and truth of a step: as many as `batch_size`, in turn."
     n, size = len(b.chosen), min(b.hyperparameters.batch_size, len(b.chosen))
     at = np.arange(step * size, (step + 1) * size) % n
-    return at, (b.images[at], {name: value[at] for name, value in b.truth.items()})
+    return at, (
+        b.images[at],
+        {name: value[at] for name, value in b.truth.items()},
+    )
 
 
 def _one_step(b):
     "Trains on the next batch and notes the losses."
     b.trainer.reset_metrics()
-    logs = b.trainer.train_on_batch(*_batch(b, len(b.history))[1], return_dict=True)
-    b.history.append({"step": len(b.history) + 1, **{k: float(logs[k]) for k in ("loss", "classification", "box")}})
+    logs = b.trainer.train_on_batch(
+        *_batch(b, len(b.history))[1], return_dict=True
+    )
+    b.history.append(
+        {
+            "step": len(b.history) + 1,
+            **{k: float(logs[k]) for k in ("loss", "classification", "box")},
+        }
+    )
     return b.history[-1]
 
 
-_NOT_FINITE = "Train with precision='float32', and look for annotations of a size that no anchor can grow to."
+_NOT_FINITE = (
+    "Train with precision='float32', and look for annotations of a size that no"
+    " anchor can grow to."
+)
 
 
 def check_losses(bench: Bench) -> Stage:
-    "Stage 5: the network as `train` builds it, one step: finite losses, near what the prior promises, and every part of the network moved."
+    """Stage 5: the network as `train` builds it, one step: finite losses, near
+    what the prior promises, and every part of the network moved.
+    """
     b, h = bench, bench.hyperparameters
-    b.trainer = b.trainer or _trainer(list(b.chosen.class_names), h, b.learning_rate, b.steps)
+    b.trainer = b.trainer or _trainer(
+        list(b.chosen.class_names), h, b.learning_rate, b.steps
+    )
     weights = b.trainer.trainable_variables
     before = [ops.convert_to_numpy(w) for w in weights]
     losses = _one_step(b)
     after = [ops.convert_to_numpy(w) for w in weights]
     size = losses["classification"]
-    expected = expected_focal_loss(b.classes[_batch(b, 0)[0]], len(b.chosen.class_names), h)
+    expected = expected_focal_loss(
+        b.classes[_batch(b, 0)[0]], len(b.chosen.class_names), h
+    )
     fresh = h.weights in (None, "imagenet")
-    finding = f"the first loss is {losses['loss']:.3f} (classification {size:.3f}" + (f", the prior promises {expected:.3f}" if fresh else "") + f"; box {losses['box']:.3f})"
-    if not math.isfinite(losses["loss"]): return Stage("losses", False, finding + ": not a number.", _NOT_FINITE)
+    finding = (
+        f"the first loss is {losses['loss']:.3f} (classification {size:.3f}"
+        + (f", the prior promises {expected:.3f}" if fresh else "")
+        + f"; box {losses['box']:.3f})"
+    )
+    if not math.isfinite(losses["loss"]):
+        return Stage("losses", False, finding + ": not a number.", _NOT_FINITE)
     if fresh and not expected / 10 < size < expected * 10:
-        return Stage("losses", False, finding + ", which is not that of a fresh network.", "The classification subnet's last bias must be −log((1 − π)/π), and the backbone's features of ordinary size: look at what was changed in the network or the loss.")
-    parts = {part: [(old, new) for w, old, new in zip(weights, before, after) if part_of(w.path) == part] for part in PARTS}
-    broken = [part for part, pairs in parts.items() if not all(np.isfinite(new).all() for _, new in pairs)]
-    still = [part for part, pairs in parts.items() if pairs and not any((old != new).any() for old, new in pairs)]
-    if not (b.classes[_batch(b, 0)[0]] >= 0).any(): still = [part for part in still if part != "regression subnet"]  # no object in this batch, so no box to learn
+        return Stage(
+            "losses",
+            False,
+            finding + ", which is not that of a fresh network.",
+            "The classification subnet's last bias must be −log((1 − π)/π), and"
+            " the backbone's features of ordinary size: look at what was changed"
+            " in the network or the loss.",
+        )
+    parts = {
+        part: [
+            (old, new)
+            for w, old, new in zip(weights, before, after)
+            if part_of(w.path) == part
+        ]
+        for part in PARTS
+    }
+    broken = [
+        part
+        for part, pairs in parts.items()
+        if not all(np.isfinite(new).all() for _, new in pairs)
+    ]
+    still = [
+        part
+        for part, pairs in parts.items()
+        if pairs and not any((old != new).any() for old, new in pairs)
+    ]
+    # no object in this batch, so no box to learn
+    if not (b.classes[_batch(b, 0)[0]] >= 0).any():
+        still = [part for part in still if part != "regression subnet"]
     frozen = [part for part, pairs in parts.items() if not pairs]
-    if broken: return Stage("losses", False, f"{finding}, but the first step made weights of the {' and '.join(broken)} infinite or no numbers.", _NOT_FINITE)
-    if still: return Stage("losses", False, f"{finding}, but the first step did not move the {' and the '.join(still)}: no gradient gets there.",
-                           "Look at alpha, box_loss_weight and learning_rate (a weight of 0 gives no gradient), and at what was changed in the network.")
-    moved = sum((old != new).sum() for pairs in parts.values() for old, new in pairs) / max(1, sum(old.size for old in before))
-    return Stage("losses", True, f"{finding}; the first step moved {moved:.0%} of the weights, in all parts{' but the frozen ' + ' and '.join(frozen) if frozen else ''}.")
+    if broken:
+        return Stage(
+            "losses",
+            False,
+            f"{finding}, but the first step made weights of the"
+            f" {' and '.join(broken)} infinite or no numbers.",
+            _NOT_FINITE,
+        )
+    if still:
+        return Stage(
+            "losses",
+            False,
+            f"{finding}, but the first step did not move the"
+            f" {' and the '.join(still)}: no gradient gets there.",
+            "Look at alpha, box_loss_weight and learning_rate (a weight of 0"
+            " gives no gradient), and at what was changed in the network.",
+        )
+    moved = sum(
+        (old != new).sum() for pairs in parts.values() for old, new in pairs
+    ) / max(1, sum(old.size for old in before))
+    return Stage(
+        "losses",
+        True,
+        f"{finding}; the first step moved {moved:.0%} of the weights, in all"
+        f" parts{' but the frozen ' + ' and '.join(frozen) if frozen else ''}.",
+    )
 
 # %% ../nbs/07c_selfcheck.ipynb #ca17ce39
 def check_learning(bench: Bench, every: int = 10) -> Stage:
-    "Stage 6: the chosen pictures by heart, measured every so many steps (after a hundred, each tenth more) by the mAP on them."
+    """Stage 6: the chosen pictures by heart, measured every so many steps (after
+    a hundred, each tenth more) by the mAP on them.
+    """
     b, cache, due = bench, SimpleNamespace(detector=None), every
     size = min(b.hyperparameters.batch_size, len(b.chosen))
-    bar = tqdm(total=b.steps, initial=len(b.history), unit="step", desc="learning by heart", disable=not b.progress)
+    bar = tqdm(
+        total=b.steps,
+        initial=len(b.history),
+        unit="step",
+        desc="learning by heart",
+        disable=not b.progress,
+    )
     try:
         while True:
             late = time.monotonic() > b.deadline
             if len(b.history) >= min(due, b.steps) or late:
                 due = len(b.history) + max(every, len(b.history) // 10)
-                report = evaluate(current_detector(b.trainer, cache), b.chosen, batch_size=size, progress=False, coco=False)
+                report = evaluate(
+                    current_detector(b.trainer, cache),
+                    b.chosen,
+                    batch_size=size,
+                    progress=False,
+                    coco=False,
+                )
                 b.detections = report.detections
                 b.tests.append((len(b.history), float(report.voc07_map)))
-                if report.voc07_map >= GOAL * b.ceiling or late or len(b.history) >= b.steps: break
+                if (
+                    report.voc07_map >= GOAL * b.ceiling
+                    or late
+                    or len(b.history) >= b.steps
+                ):
+                    break
             losses = _one_step(b)
             bar.update()
-            bar.set_postfix(loss=f"{losses['loss']:.3f}", mAP=f"{b.tests[-1][1]:.2f}" if b.tests else "–")
+            bar.set_postfix(
+                loss=f"{losses['loss']:.3f}",
+                mAP=f"{b.tests[-1][1]:.2f}" if b.tests else "–",
+            )
             if not math.isfinite(losses["loss"]):
-                files = ", ".join(b.chosen[i].image.name for i in _batch(b, len(b.history) - 1)[0])
-                return Stage("learning", False, f"the loss is {losses['loss']} after {len(b.history)} steps, at the pictures {files}.", _NOT_FINITE + f" A learning_rate below {b.learning_rate:g} may do.")
-    finally: bar.close()
+                files = ", ".join(
+                    b.chosen[i].image.name
+                    for i in _batch(b, len(b.history) - 1)[0]
+                )
+                return Stage(
+                    "learning",
+                    False,
+                    f"the loss is {losses['loss']} after {len(b.history)} steps,"
+                    f" at the pictures {files}.",
+                    _NOT_FINITE
+                    + f" A learning_rate below {b.learning_rate:g} may do.",
+                )
+    finally:
+        bar.close()
     step, value = b.tests[-1]
     first, last = _ends(b)
-    finding = f"after {step} steps of {size} pictures the loss has gone from {first:.3f} to {last:.3f}, and the mAP on them is {value:.2f}"
-    if value >= GOAL * b.ceiling: return Stage("learning", True, finding + ".")
+    finding = (
+        f"after {step} steps of {size} pictures the loss has gone from"
+        f" {first:.3f} to {last:.3f}, and the mAP on them is {value:.2f}"
+    )
+    if value >= GOAL * b.ceiling:
+        return Stage("learning", True, finding + ".")
     return _why_not_learnt(b, cache.detector, finding, first, last)
 
 
@@ -431,114 +934,273 @@ def _ends(b):
     size = min(b.hyperparameters.batch_size, len(b.chosen))
     n = max(1, -(-len(b.chosen) // size))
     losses = [e["loss"] for e in b.history]
-    return float(np.mean(losses[:n])), float(np.mean(losses[-2 * n:]))
+    return float(np.mean(losses[:n])), float(np.mean(losses[-2 * n :]))
 
 
 def _why_not_learnt(b, detector, finding, first, last):
     "The stage where learning failed, with its reason."
     h, n = b.hyperparameters, len(b.history)
-    short = " The time given was used up." if time.monotonic() > b.deadline else ""
-    batch_norms = [layer.momentum for layer in b.trainer.model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
+    short = (
+        " The time given was used up." if time.monotonic() > b.deadline else ""
+    )
+    batch_norms = [
+        layer.momentum
+        for layer in b.trainer.model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
     in_use = []
     for step in range(-(-len(b.chosen) // min(h.batch_size, len(b.chosen)))):
         b.trainer.reset_metrics()
-        in_use.append(float(b.trainer.test_on_batch(*_batch(b, step)[1], return_dict=True)["loss"]))
+        in_use.append(
+            float(
+                b.trainer.test_on_batch(*_batch(b, step)[1], return_dict=True)[
+                    "loss"
+                ]
+            )
+        )
     used = float(np.mean(in_use))
-    if batch_norms and last < 0.6 * first and not used < max(2 * last, last + 0.2 * first):
+    if (
+        batch_norms
+        and last < 0.6 * first
+        and not used < max(2 * last, last + 0.2 * first)
+    ):
         m = max(batch_norms)
-        return Stage("learning", False, f"{finding}. In use, with BatchNorm's moving statistics, the same pictures have a loss of {used:.3f}: "
-                     f"with a momentum of {m:g} these statistics are still {m**n:.0%} what they were before training.{short}",
-                     "Use batch_norm_momentum=0.9 where the network starts from scratch, or weights with freeze_batch_norm=True.")
+        return Stage(
+            "learning",
+            False,
+            f"{finding}. In use, with BatchNorm's moving statistics, the same"
+            f" pictures have a loss of {used:.3f}: with a momentum of {m:g} these"
+            f" statistics are still {m**n:.0%} what they were before"
+            f" training.{short}",
+            "Use batch_norm_momentum=0.9 where the network starts from scratch,"
+            " or weights with freeze_batch_norm=True.",
+        )
     if last > first / 3:
         quarter = max(1, n // 4)
         losses = [e["loss"] for e in b.history]
-        falling = n >= 8 and np.mean(losses[-quarter:]) < 0.95 * np.mean(losses[-2 * quarter:-quarter])
-        return Stage("learning", False, f"{finding}: it has not fallen to a third.{short}",
-                     "It was still falling: give it more steps." if falling else f"Try another learning_rate than {b.learning_rate:g}, ten times more or less, and look at alpha, gamma and sigma, at prior_probability and at freeze_stages.")
-    top = max((float(d.scores.max()) for d in b.detections if len(d.scores)), default=0.0)
+        falling = n >= 8 and np.mean(losses[-quarter:]) < 0.95 * np.mean(
+            losses[-2 * quarter : -quarter]
+        )
+        return Stage(
+            "learning",
+            False,
+            f"{finding}: it has not fallen to a third.{short}",
+            (
+                "It was still falling: give it more steps."
+                if falling
+                else (
+                    f"Try another learning_rate than {b.learning_rate:g}, ten"
+                    " times more or less, and look at alpha, gamma and sigma, at"
+                    " prior_probability and at freeze_stages."
+                )
+            ),
+        )
+    top = max(
+        (float(d.scores.max()) for d in b.detections if len(d.scores)),
+        default=0.0,
+    )
     if top <= max(h.score_threshold, 0.3):
-        seen = f"the surest detection has a score of {top:.2f}" if top else f"no score is above the score_threshold of {h.score_threshold:g}"
-        return Stage("learning", False, f"{finding}: {seen}.{short}", f"The objects weigh too little in the classification loss: look at alpha ({h.alpha}) and gamma ({h.gamma:g}), and at box_loss_weight ({h.box_loss_weight:g}), which may drown it; else give it more steps.")
-    return Stage("learning", False, f"{finding}: things are found (the surest with {top:.2f}), but not as annotated.{short}",
-                 "Give it more steps; then look at the drawn pictures: boxes beside the objects point at the annotations, wrong names at classes that look alike or are mixed up.")
+        seen = (
+            f"the surest detection has a score of {top:.2f}"
+            if top
+            else f"no score is above the score_threshold of {h.score_threshold:g}"
+        )
+        return Stage(
+            "learning",
+            False,
+            f"{finding}: {seen}.{short}",
+            "The objects weigh too little in the classification loss: look at"
+            f" alpha ({h.alpha}) and gamma ({h.gamma:g}), and at box_loss_weight"
+            f" ({h.box_loss_weight:g}), which may drown it; else give it more"
+            " steps.",
+        )
+    return Stage(
+        "learning",
+        False,
+        f"{finding}: things are found (the surest with {top:.2f}), but not as"
+        f" annotated.{short}",
+        "Give it more steps; then look at the drawn pictures: boxes beside the"
+        " objects point at the annotations, wrong names at classes that look"
+        " alike or are mixed up.",
+    )
 
 # %% ../nbs/07c_selfcheck.ipynb #2df45c6d
-STAGES = {"data": check_data, "anchors": check_anchors, "targets": check_targets, "filtering": check_filtering, "losses": check_losses, "learning": check_learning}
+STAGES = {
+    "data": check_data,
+    "anchors": check_anchors,
+    "targets": check_targets,
+    "filtering": check_filtering,
+    "losses": check_losses,
+    "learning": check_learning,
+}
 
 
 def self_check(
-    dataset,                           # a sequence of `Record` with `.class_names`: your own
+    # a sequence of Record with .class_names: your own
+    dataset,
     hyperparameters: HyperParameters,  # your own
-    pictures: int = 8,                 # how many to learn by heart
-    steps: int = 500,                  # at most; the check ends when the pictures are known
-    seconds: float | None = None,      # at most, for learning; `None`: no limit
-    learning_rate: float = LEARNING_RATE,  # of Adam: yours is made for a longer run
-    progress: bool = True,             # a bar on standard error
-    folder: str | Path | None = None,  # write selfcheck.json, curve.png and the pictures there
+    pictures: int = 8,  # how many to learn by heart
+    # at most; the check ends when the pictures are known
+    steps: int = 500,
+    seconds: float | None = None,  # at most, for learning; None: no limit
+    # of Adam: yours is made for a longer run
+    learning_rate: float = LEARNING_RATE,
+    progress: bool = True,  # a bar on standard error
+    # write selfcheck.json, curve.png and the pictures there
+    folder: str | Path | None = None,
 ) -> SelfCheck:
-    """Over-fits a few pictures with your own settings and says which stage fails if it can't: data, anchors, targets, filtering, losses or learning.
+    """Over-fits a few pictures with your own settings and says which stage fails
+    if it can't: data, anchors, targets, filtering, losses or learning.
 
-    The network is built as `train` builds it; optimizer and rate are the check's own, and nothing is augmented. The same arguments choose the same pictures.
-    Raises `ValueError` where no picture holds an object to learn, or an argument is out of range.
+    The network is built as `train` builds it; optimizer and rate are the check's
+    own, and nothing is augmented. The same arguments choose the same pictures.
+    Raises `ValueError` where no picture holds an object to learn, or an argument
+    is out of range.
     """
-    for name, value in (("steps", steps), ("learning_rate", learning_rate), *([("seconds", seconds)] if seconds is not None else [])):
-        if not value > 0: raise ValueError(f"{name} must be above 0, not {value!r}")
-    if not isinstance(hyperparameters, HyperParameters): raise ValueError(f"hyperparameters must be HyperParameters (preset('tiny') makes some by name), not {hyperparameters!r}")
-    bench = Bench(dataset, hyperparameters, choose_pictures(dataset, pictures, hyperparameters.seed), steps, learning_rate=learning_rate, progress=progress)
-    if seconds is not None: bench.deadline = time.monotonic() + seconds
+    for name, value in (
+        ("steps", steps),
+        ("learning_rate", learning_rate),
+        *([("seconds", seconds)] if seconds is not None else []),
+    ):
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, not {value!r}")
+    if not isinstance(hyperparameters, HyperParameters):
+        raise ValueError(
+            "hyperparameters must be HyperParameters (preset('tiny') makes some"
+            f" by name), not {hyperparameters!r}"
+        )
+    bench = Bench(
+        dataset,
+        hyperparameters,
+        choose_pictures(dataset, pictures, hyperparameters.seed),
+        steps,
+        learning_rate=learning_rate,
+        progress=progress,
+    )
+    if seconds is not None:
+        bench.deadline = time.monotonic() + seconds
     stages = []
-    for name, check in STAGES.items(): stages.append(check(bench) if all(s.ok for s in stages) else Stage(name, None))
-    check = SelfCheck(tuple(stages), tuple(str(r.image) for r in bench.chosen), hyperparameters, learning_rate, tuple(bench.history), tuple(bench.tests), bench.detections, bench.chosen)
-    if folder is not None: write_check(check, folder)
+    for name, check in STAGES.items():
+        stages.append(
+            check(bench) if all(s.ok for s in stages) else Stage(name, None)
+        )
+    check = SelfCheck(
+        tuple(stages),
+        tuple(str(r.image) for r in bench.chosen),
+        hyperparameters,
+        learning_rate,
+        tuple(bench.history),
+        tuple(bench.tests),
+        bench.detections,
+        bench.chosen,
+    )
+    if folder is not None:
+        write_check(check, folder)
     return check
 
 # %% ../nbs/07c_selfcheck.ipynb #4648590a
 def plot_check(
     check: SelfCheck,  # that got as far as the losses
-):                     # a matplotlib figure
+):  # a matplotlib figure
     "The losses of every step, and the mAP where it was measured."
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
     from retinanet_nb.pictures import ACCENT, INK, NEGATIVE, POSITIVE
+
     figure = Figure(figsize=(8, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = [e["step"] for e in check.history]
-    for key, color in (("loss", INK), ("classification", ACCENT), ("box", NEGATIVE)): left.plot(steps, [e[key] for e in check.history], color=color, label=key, lw=1.5)
-    left.set(xlabel="step", ylabel="loss", yscale="log")  # a loss that jumps would flatten all else
+    for key, color in (
+        ("loss", INK),
+        ("classification", ACCENT),
+        ("box", NEGATIVE),
+    ):
+        left.plot(
+            steps, [e[key] for e in check.history], color=color, label=key, lw=1.5
+        )
+    # a loss that jumps would flatten all else
+    left.set(xlabel="step", ylabel="loss", yscale="log")
     left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     left.yaxis.set_major_formatter("{x:g}")
     left.yaxis.set_minor_formatter("")
     left.legend()
-    right.plot(*zip(*check.tests) if check.tests else ((), ()), color=POSITIVE, marker="o")
+    right.plot(
+        *zip(*check.tests) if check.tests else ((), ()),
+        color=POSITIVE,
+        marker="o",
+    )
     right.axhline(GOAL, color=INK, lw=0.8, ls=":")
-    right.set(xlabel="step", ylabel="mAP on these pictures", xlim=(0, None), ylim=(0, 1.02))
+    right.set(
+        xlabel="step",
+        ylabel="mAP on these pictures",
+        xlim=(0, None),
+        ylim=(0, 1.02),
+    )
     return figure
 
 
 def draw_pair(
-    record,        # `Record`
-    found,         # what was detected, with `.boxes`, `.scores`, `.labels`; `None`: nothing to show
-    class_names,   # label → name
-) -> np.ndarray:   # (h, w, 3) uint8
-    "A picture with its annotations and, to the right, with its detections from a score of 0.3."
+    record,  # Record
+    # what was detected, with .boxes, .scores, .labels; None: nothing to show
+    found,
+    class_names,  # label → name
+) -> np.ndarray:  # (h, w, 3) uint8
+    """A picture with its annotations and, to the right, with its detections from
+    a score of 0.3.
+    """
     image = read_image(record.image)
     scale = max(1, round(320 / max(image.shape[:2])))
-    large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC) if scale > 1 else image
+    large = (
+        cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+        if scale > 1
+        else image
+    )
     sound = np.isfinite(record.boxes).all(1)
-    panels = [draw_detections(large, record.boxes[sound] * scale, None, record.labels[sound], class_names)]
-    if found is not None: panels += [np.full((large.shape[0], 6, 3), 255, np.uint8), draw_detections(large, found.boxes * scale, found.scores, found.labels, class_names, 0.3)]
+    panels = [
+        draw_detections(
+            large,
+            record.boxes[sound] * scale,
+            None,
+            record.labels[sound],
+            class_names,
+        )
+    ]
+    if found is not None:
+        panels += [
+            np.full((large.shape[0], 6, 3), 255, np.uint8),
+            draw_detections(
+                large,
+                found.boxes * scale,
+                found.scores,
+                found.labels,
+                class_names,
+                0.3,
+            ),
+        ]
     return np.concatenate(panels, axis=1)
 
 
 def write_check(
-    check: SelfCheck,    # of `self_check`
+    check: SelfCheck,  # of self_check
     folder: str | Path,  # made where it is missing
 ):
-    "Writes selfcheck.json, curve.png where anything was trained, and every picture that can be read as 1-NAME.jpg, …, each file whole or not at all."
+    """Writes selfcheck.json, curve.png where anything was trained, and every
+    picture that can be read as 1-NAME.jpg, …, each file whole or not at all.
+    """
     folder = Path(folder)
     for k, record in enumerate(check.records or ()):
-        try: image = draw_pair(record, check.detections[k] if check.detections else None, check.records.class_names)
-        except (ValueError, OSError): continue  # its stage has said so
+        try:
+            image = draw_pair(
+                record,
+                check.detections[k] if check.detections else None,
+                check.records.class_names,
+            )
+        except (ValueError, OSError):
+            continue  # its stage has said so
         write_image(folder / f"{k + 1}-{record.image.stem}.jpg", image)
-    if check.history: save_atomically(folder / "curve.png", plot_check(check).savefig)
-    save_atomically(folder / "selfcheck.json", lambda p: p.write_text(check.to_json(), encoding="utf-8"))
+    if check.history:
+        save_atomically(folder / "curve.png", plot_check(check).savefig)
+    save_atomically(
+        folder / "selfcheck.json",
+        lambda p: p.write_text(check.to_json(), encoding="utf-8"),
+    )

@@ -6,6 +6,8 @@
 __all__ = ['SHAPE_CLASSES', 'ShapeObject', 'draw_scene', 'recurring_picture', 'make_shapes']
 
 # %% ../nbs/00b_shapes.ipynb #c6596913
+#| code-fold: true
+#| code-summary: "Imports"
 import json
 import os
 import shutil
@@ -36,11 +38,27 @@ def _pick(rng, choices):
 
 
 def _noise(rng, height, width, cell_y, cell_x=None):
-    "Smooth noise around 0, about −1…1, whose spots are `cell_y` by `cell_x` pixels."
+    """Smooth noise around 0, about −1…1, whose spots are `cell_y` by `cell_x`
+    pixels.
+    """
     cell_x = cell_x or cell_y
-    coarse = rng.random((int(height / cell_y) + 3, int(width / cell_x) + 3), dtype=np.float32) * 2 - 1
-    fine = cv2.resize(coarse, None, fx=cell_x, fy=cell_y, interpolation=cv2.INTER_LINEAR if min(cell_x, cell_y) < 2 else cv2.INTER_CUBIC)
-    return fine[int(cell_y / 2):][:height, int(cell_x / 2):][:, :width]
+    coarse = (
+        rng.random(
+            (int(height / cell_y) + 3, int(width / cell_x) + 3), dtype=np.float32
+        )
+        * 2
+        - 1
+    )
+    fine = cv2.resize(
+        coarse,
+        None,
+        fx=cell_x,
+        fy=cell_y,
+        interpolation=(
+            cv2.INTER_LINEAR if min(cell_x, cell_y) < 2 else cv2.INTER_CUBIC
+        ),
+    )
+    return fine[int(cell_y / 2) :][:height, int(cell_x / 2) :][:, :width]
 
 
 def _step(edge, x, soft):
@@ -57,18 +75,46 @@ def _ball(u, v, light, rng):
     "A beach ball: six stripes that meet at a cap, on a sphere turned at random."
     r2 = u * u + v * v
     z = np.sqrt(np.clip(1 - r2, 0, 1))
-    axis = np.array([*rng.uniform(-0.75, 0.75, 2), 1.0]); axis /= np.linalg.norm(axis)
-    side = np.cross(axis, [0.3, 1, 0]); side /= np.linalg.norm(side)
+    axis = np.array([*rng.uniform(-0.75, 0.75, 2), 1.0])
+    axis /= np.linalg.norm(axis)
+    side = np.cross(axis, [0.3, 1, 0])
+    side /= np.linalg.norm(side)
     up = np.cross(axis, side)
-    x1, x2, x3 = (u * e[0] + v * e[1] + z * e[2] for e in np.stack([side, up, axis]).tolist())
-    strong = _pick(rng, ((214, 40, 40), (29, 92, 184), (236, 120, 20), (18, 140, 126), (150, 50, 150), (230, 60, 120)))
-    other = _pick(rng, ((255, 205, 40), (90, 190, 240), (255, 255, 255), (250, 150, 60)))
-    colors = np.stack([_color(*strong), _color(250, 250, 246), _color(*(strong if rng.random() < 0.5 else other)), _color(250, 250, 246)] * 2)[:6]
-    if rng.random() < 0.4: colors = np.stack([_color(*strong), _color(250, 250, 246)] * 3)
-    rgb = colors[np.clip(((np.arctan2(x2, x1) / (2 * np.pi) + 0.5) * 6).astype(int), 0, 5)]
+    x1, x2, x3 = (
+        u * e[0] + v * e[1] + z * e[2]
+        for e in np.stack([side, up, axis]).tolist()
+    )
+    strong = _pick(
+        rng,
+        (
+            (214, 40, 40),
+            (29, 92, 184),
+            (236, 120, 20),
+            (18, 140, 126),
+            (150, 50, 150),
+            (230, 60, 120),
+        ),
+    )
+    other = _pick(
+        rng, ((255, 205, 40), (90, 190, 240), (255, 255, 255), (250, 150, 60))
+    )
+    colors = np.stack(
+        [
+            _color(*strong),
+            _color(250, 250, 246),
+            _color(*(strong if rng.random() < 0.5 else other)),
+            _color(250, 250, 246),
+        ]
+        * 2
+    )[:6]
+    if rng.random() < 0.4:
+        colors = np.stack([_color(*strong), _color(250, 250, 246)] * 3)
+    rgb = colors[
+        np.clip(((np.arctan2(x2, x1) / (2 * np.pi) + 0.5) * 6).astype(int), 0, 5)
+    ]
     rgb = _mix(rgb, _color(250, 250, 246), _step(0.955, x3, 0.02))
     lit = np.clip(u * light[0] * 0.62 + v * light[1] * 0.62 + z * 0.78, 0, 1)
-    rgb = rgb * (0.42 + 0.66 * lit)[..., None] + (0.65 * lit ** 36)[..., None]
+    rgb = rgb * (0.42 + 0.66 * lit)[..., None] + (0.65 * lit**36)[..., None]
     return rgb, (np.sqrt(r2) - 1)
 
 
@@ -76,35 +122,83 @@ def _brick(u, v, light, rng):
     "A brick seen from above: a slab with a lit edge and three holes."
     a, b, corner = 0.91, rng.uniform(0.4, 0.47), 0.05
     qx, qy = np.abs(u) - a + corner, np.abs(v) - b + corner
-    d = np.hypot(np.maximum(qx, 0), np.maximum(qy, 0)) + np.minimum(np.maximum(qx, qy), 0) - corner
-    base = _color(*_pick(rng, ((178, 74, 52), (158, 62, 48), (196, 98, 66), (140, 70, 58), (190, 120, 86)))) * rng.uniform(0.92, 1.08)
+    d = (
+        np.hypot(np.maximum(qx, 0), np.maximum(qy, 0))
+        + np.minimum(np.maximum(qx, qy), 0)
+        - corner
+    )
+    base = _color(
+        *_pick(
+            rng,
+            (
+                (178, 74, 52),
+                (158, 62, 48),
+                (196, 98, 66),
+                (140, 70, 58),
+                (190, 120, 86),
+            ),
+        )
+    ) * rng.uniform(0.92, 1.08)
     n = u.shape[0]
-    grain = _noise(rng, *u.shape, max(1.0, n / 60)) * 0.09 + _noise(rng, *u.shape, max(2.0, n / 9)) * 0.07
+    grain = (
+        _noise(rng, *u.shape, max(1.0, n / 60)) * 0.09
+        + _noise(rng, *u.shape, max(2.0, n / 9)) * 0.07
+    )
     normal = np.where(qx > qy, np.sign(u) * light[0], np.sign(v) * light[1])
     rgb = base * (1 + grain + 0.34 * normal * _step(-0.09, d, 0.02))[..., None]
     for x in (-0.5, 0, 0.5):
         hole = np.hypot(u - x, v) - 0.155
         wall = np.clip(0.5 - ((u - x) * light[0] + v * light[1]) * 2.2, 0, 1)
-        rgb = _mix(rgb, base * (0.16 + 0.30 * wall)[..., None], _step(0, -hole, 0.03))
+        rgb = _mix(
+            rgb, base * (0.16 + 0.30 * wall)[..., None], _step(0, -hole, 0.03)
+        )
     return rgb, d
 
 
 def _leaf(u, v, light, rng):
     "A leaf: a pointed blade with a midrib, side veins and a stem."
-    t = np.clip((u + 0.72) / 1.70, 0, 1)             # 0 at the stem's end of the blade, 1 at the tip
-    width = rng.uniform(0.44, 0.54) * np.clip(np.sin(np.pi * t ** 0.85), 0, 1) ** 0.9 * (1.08 - 0.25 * t)
+    # 0 at the stem's end of the blade, 1 at the tip
+    t = np.clip((u + 0.72) / 1.70, 0, 1)
+    width = (
+        rng.uniform(0.44, 0.54)
+        * np.clip(np.sin(np.pi * t**0.85), 0, 1) ** 0.9
+        * (1.08 - 0.25 * t)
+    )
     bend = rng.uniform(-0.10, 0.10)
     w = v - bend * (1 - u * u)
     saw = 0.03 * (np.abs((t * 11) % 1 - 0.5) - 0.25) * (width > 0.1)
     blade = (np.abs(w) - width - saw) * 0.88
-    blade = np.where((u < -0.72) | (u > 0.98), np.maximum(blade, np.maximum(-0.72 - u, u - 0.98)), blade)
+    blade = np.where(
+        (u < -0.72) | (u > 0.98),
+        np.maximum(blade, np.maximum(-0.72 - u, u - 0.98)),
+        blade,
+    )
     stem = np.hypot(np.maximum(np.abs(u + 0.83) - 0.13, 0), w) - 0.045
-    base = _color(*_pick(rng, ((62, 140, 52), (92, 164, 60), (42, 118, 70), (128, 170, 48), (204, 150, 36), (190, 96, 34))))
+    base = _color(
+        *_pick(
+            rng,
+            (
+                (62, 140, 52),
+                (92, 164, 60),
+                (42, 118, 70),
+                (128, 170, 48),
+                (204, 150, 36),
+                (190, 96, 34),
+            ),
+        )
+    )
     rib = _step(0, 0.026 + 0.02 * (1 - t) - np.abs(w), 0.03)
     phase = (t - np.abs(w) * 0.42) * 7.5
-    side = _step(0, 0.075 - np.abs(phase % 1 - 0.5), 0.08) * (t > 0.04) * (blade < 0)
+    side = (
+        _step(0, 0.075 - np.abs(phase % 1 - 0.5), 0.08) * (t > 0.04) * (blade < 0)
+    )
     fold = np.where(w * (1 if light[1] > 0 else -1) > 0, 1.10, 0.84)
-    rgb = base * (fold + _noise(rng, *u.shape, max(2.0, u.shape[0] / 12)) * 0.10)[..., None]
+    rgb = (
+        base
+        * (fold + _noise(rng, *u.shape, max(2.0, u.shape[0] / 12)) * 0.10)[
+            ..., None
+        ]
+    )
     vein = np.clip(base * 1.25 + 0.22, 0, 1)
     rgb = _mix(rgb, vein, np.maximum(rib, side * 0.75))
     rgb = _mix(rgb, base * 0.62, _step(0, -stem, 0.02) * (blade > 0))
@@ -114,7 +208,7 @@ def _leaf(u, v, light, rng):
 def _starfish(u, v, light, rng):
     "A starfish: five rounded arms, raised along their middle, with pale knobs."
     r, angle = np.hypot(u, v) + 1e-6, np.arctan2(v, u)
-    arm = (angle / (2 * np.pi) * 5 + 0.5) % 1 - 0.5     # −½…½ across one arm
+    arm = (angle / (2 * np.pi) * 5 + 0.5) % 1 - 0.5  # −½…½ across one arm
     turn = arm * 2 * np.pi / 5
     along, across = r * np.cos(turn), r * np.abs(np.sin(turn))
     fat = rng.uniform(0.9, 1.1)
@@ -122,12 +216,27 @@ def _starfish(u, v, light, rng):
     tip = np.hypot(np.maximum(along - 0.90, 0), across) - 0.085 * fat - 0.012
     d = np.where(along < 0.90, (across - half) * 0.95, tip)
     d = np.minimum(d, r - 0.33)
-    base = _color(*_pick(rng, ((240, 124, 40), (224, 84, 70), (232, 96, 140), (150, 92, 180), (244, 170, 60))))
+    base = _color(
+        *_pick(
+            rng,
+            (
+                (240, 124, 40),
+                (224, 84, 70),
+                (232, 96, 140),
+                (150, 92, 180),
+                (244, 170, 60),
+            ),
+        )
+    )
     ridge = np.clip(1 - across / half, 0, 1)
     lift = (u * light[0] + v * light[1]) / r * (1 - ridge) * 0.16
     rgb = base * (0.70 + 0.42 * ridge + lift)[..., None]
     knob = np.hypot((along * 6.5) % 1 - 0.5, across * 6.5) - 0.27
-    rgb = _mix(rgb, np.clip(base * 0.5 + 0.5, 0, 1), _step(0, -knob, 0.16) * (along > 0.1))
+    rgb = _mix(
+        rgb,
+        np.clip(base * 0.5 + 0.5, 0, 1),
+        _step(0, -knob, 0.16) * (along > 0.1),
+    )
     return rgb, d
 
 
@@ -135,7 +244,18 @@ def _wheel(u, v, light, rng):
     "A wheel: tyre with tread, bright rim, hub, and spokes that one sees through."
     r, angle = np.hypot(u, v) + 1e-6, np.arctan2(v, u)
     spokes = int(rng.integers(5, 9))
-    metal = _color(*_pick(rng, ((208, 212, 218), (222, 226, 230), (232, 190, 60), (200, 60, 50), (70, 130, 190))))
+    metal = _color(
+        *_pick(
+            rng,
+            (
+                (208, 212, 218),
+                (222, 226, 230),
+                (232, 190, 60),
+                (200, 60, 50),
+                (70, 130, 190),
+            ),
+        )
+    )
     tread = 0.018 * (np.cos(angle * 26) > 0)
     tyre = np.abs(r - 0.845) - 0.155 + tread * (r > 0.9)
     rim = np.abs(r - 0.655) - 0.055
@@ -145,35 +265,50 @@ def _wheel(u, v, light, rng):
     hub = r - 0.19
     d = np.minimum(np.minimum(tyre, rim), np.minimum(spoke, hub))
     facing = (u * light[0] + v * light[1]) / r
-    rubber = _color(46, 47, 52) * (1 + 0.55 * facing * np.sin((r - 0.70) / 0.30 * np.pi) + 0.5 * _step(0.03, 0.05 - np.abs(r - 0.80), 0.02))[..., None]
+    rubber = (
+        _color(46, 47, 52)
+        * (
+            1
+            + 0.55 * facing * np.sin((r - 0.70) / 0.30 * np.pi)
+            + 0.5 * _step(0.03, 0.05 - np.abs(r - 0.80), 0.02)
+        )[..., None]
+    )
     bright = metal * (0.86 + 0.26 * facing)[..., None]
-    bright = _mix(bright, metal * 1.12, _step(0, 0.02 - across, 0.03) * (r < 0.62))
+    bright = _mix(
+        bright, metal * 1.12, _step(0, 0.02 - across, 0.03) * (r < 0.62)
+    )
     bright = _mix(bright, metal * 0.45, _step(0, 0.02 - np.abs(r - 0.19), 0.03))
     bright = _mix(bright, metal * 0.40, _step(0, 0.07 - r, 0.03))
     return _mix(bright, rubber, _step(0.70, r, 0.02)), d
 
 
-_DRAW = dict(ball=_ball, brick=_brick, leaf=_leaf, starfish=_starfish, wheel=_wheel)
+_DRAW = dict(
+    ball=_ball, brick=_brick, leaf=_leaf, starfish=_starfish, wheel=_wheel
+)
 
 # %% ../nbs/00b_shapes.ipynb #200896eb
 _LIGHT = (-0.6, -0.8)  # direction towards the light, in the picture: upper left
 
 
 def _sprite(
-    name,            # one of SHAPE_CLASSES
-    center,          # (x, y), pixels
-    radius,          # of the circle that the thing fills, pixels
-    angle,           # radians
-    squeeze,         # 1 is seen from the front, less is turned sideways
+    name,  # one of SHAPE_CLASSES
+    center,  # (x, y), pixels
+    radius,  # of the circle that the thing fills, pixels
+    angle,  # radians
+    squeeze,  # 1 is seen from the front, less is turned sideways
     rng,
-):                   # x0, y0, color (h, w, 3), cover (h, w): the thing on its own patch whose corner is at x0, y0
+):  # x0, y0, color (h, w, 3), cover (h, w): the thing on its own patch whose corner is at x0, y0
     "Draw one thing, several samples to the pixel."
-    radius, center = float(radius), (float(center[0]), float(center[1]))  # plain numbers, so that the arrays stay float32
+    # plain numbers, so that the arrays stay float32
+    radius, center = float(radius), (float(center[0]), float(center[1]))
     fine = 4 if radius < 14 else 3 if radius < 28 else 2
     x0, y0 = (int(np.floor(c - radius - 2)) for c in center)
     n = int(np.ceil(2 * radius)) + 5
     axis = (np.arange(n * fine, dtype=np.float32) + 0.5) / fine
-    dx, dy = (axis + x0 - center[0])[None] / radius, (axis + y0 - center[1])[:, None] / radius
+    dx, dy = (
+        (axis + x0 - center[0])[None] / radius,
+        (axis + y0 - center[1])[:, None] / radius,
+    )
     cos, sin = float(np.cos(angle)), float(np.sin(angle))
     u, v = dx * cos + dy * sin, (dy * cos - dx * sin) / float(squeeze)
     light = (_LIGHT[0] * cos + _LIGHT[1] * sin, _LIGHT[1] * cos - _LIGHT[0] * sin)
@@ -181,16 +316,25 @@ def _sprite(
     cover = np.clip(0.5 - d * (radius * fine), 0, 1).astype(np.float32)
     rgb = np.clip(rgb, 0, 1).astype(np.float32) * cover[..., None]
     cover = cv2.resize(cover, (n, n), interpolation=cv2.INTER_AREA)
-    rgb = cv2.resize(rgb, (n, n), interpolation=cv2.INTER_AREA) / np.maximum(cover, 1e-3)[..., None]
+    rgb = (
+        cv2.resize(rgb, (n, n), interpolation=cv2.INTER_AREA)
+        / np.maximum(cover, 1e-3)[..., None]
+    )
     return x0, y0, rgb, cover
 
 
 def _overlay(canvas, x0, y0, rgb, cover, shadow=0.45):
-    "Lay a sprite with its shadow onto `canvas` (H, W, 3), in place; returns the mask (H, W) of the sprite inside it."
+    """Lay a sprite with its shadow onto `canvas` (H, W, 3), in place; returns the
+    mask (H, W) of the sprite inside it.
+    """
     H, W = canvas.shape[:2]
     n = cover.shape[0]
     pad = max(2, n // 6)
-    soft = cv2.GaussianBlur(cv2.copyMakeBorder(cover, pad, pad, pad, pad, cv2.BORDER_CONSTANT), (0, 0), max(1.0, n / 26))
+    soft = cv2.GaussianBlur(
+        cv2.copyMakeBorder(cover, pad, pad, pad, pad, cv2.BORDER_CONSTANT),
+        (0, 0),
+        max(1.0, n / 26),
+    )
     sx, sy = x0 - pad + round(n * 0.045), y0 - pad + round(n * 0.06)
     (a, b), (p, q) = _clip(sx, sy, soft.shape[0], H, W)
     canvas[a] *= 1 - shadow * soft[b][..., None]
@@ -204,29 +348,67 @@ def _overlay(canvas, x0, y0, rgb, cover, shadow=0.45):
 
 def _clip(x0, y0, n, H, W):
     "The slices of a canvas and of an n×n patch at (x0, y0) where the two meet."
-    xa, ya, xb, yb = max(x0, 0), max(y0, 0), max(0, min(x0 + n, W)), max(0, min(y0 + n, H))
-    return ((slice(ya, yb), slice(xa, xb)), (slice(ya - y0, yb - y0), slice(xa - x0, xb - x0))), (xb - xa, yb - ya)
+    xa, ya, xb, yb = (
+        max(x0, 0),
+        max(y0, 0),
+        max(0, min(x0 + n, W)),
+        max(0, min(y0 + n, H)),
+    )
+    return (
+        (slice(ya, yb), slice(xa, xb)),
+        (slice(ya - y0, yb - y0), slice(xa - x0, xb - x0)),
+    ), (xb - xa, yb - ya)
 
 # %% ../nbs/00b_shapes.ipynb #de163f0d
 def _sand(h, w, rng):
-    base = _color(*_pick(rng, ((222, 200, 160), (206, 186, 150), (232, 214, 180))))
-    return base * (1 + 0.06 * _noise(rng, h, w, 1) + 0.05 * _noise(rng, h, w, 4, 14) + 0.07 * _noise(rng, h, w, 40))[..., None]
+    base = _color(
+        *_pick(rng, ((222, 200, 160), (206, 186, 150), (232, 214, 180)))
+    )
+    return (
+        base
+        * (
+            1
+            + 0.06 * _noise(rng, h, w, 1)
+            + 0.05 * _noise(rng, h, w, 4, 14)
+            + 0.07 * _noise(rng, h, w, 40)
+        )[..., None]
+    )
 
 
 def _grass(h, w, rng):
     base = _color(*_pick(rng, ((86, 120, 62), (104, 132, 72), (76, 106, 70))))
-    blades = _noise(rng, h, w, 7, 1.6) * 0.20 + _noise(rng, h, w, 14, 3) * 0.14 + _noise(rng, h, w, 40) * 0.10
+    blades = (
+        _noise(rng, h, w, 7, 1.6) * 0.20
+        + _noise(rng, h, w, 14, 3) * 0.14
+        + _noise(rng, h, w, 40) * 0.10
+    )
     return base * (1 + blades)[..., None] * (np.array([1, 1, 0.9], np.float32))
 
 
 def _wood(h, w, rng):
-    base = _color(*_pick(rng, ((172, 128, 84), (148, 106, 70), (196, 160, 116), (128, 96, 72))))
+    base = _color(
+        *_pick(
+            rng, ((172, 128, 84), (148, 106, 70), (196, 160, 116), (128, 96, 72))
+        )
+    )
     y, x = np.mgrid[:h, :w].astype(np.float32)
     plank = max(18, h * rng.uniform(0.2, 0.34))
     row = np.floor(y / plank + rng.random())
-    tone = rng.uniform(-0.09, 0.09, int(row.max()) + 2).astype(np.float32)[row.astype(int)]
-    rings = np.sin((y + 5 * _noise(rng, h, w, 16, 70)) * rng.uniform(0.5, 0.9) + 9 * row) * 0.05
-    return base * (1 + tone + rings + 0.06 * _noise(rng, h, w, 2, 22) - 0.35 * _seam(row))[..., None]
+    tone = rng.uniform(-0.09, 0.09, int(row.max()) + 2).astype(np.float32)[
+        row.astype(int)
+    ]
+    rings = (
+        np.sin(
+            (y + 5 * _noise(rng, h, w, 16, 70)) * rng.uniform(0.5, 0.9) + 9 * row
+        )
+        * 0.05
+    )
+    return (
+        base
+        * (
+            1 + tone + rings + 0.06 * _noise(rng, h, w, 2, 22) - 0.35 * _seam(row)
+        )[..., None]
+    )
 
 
 def _seam(row):
@@ -238,89 +420,181 @@ def _seam(row):
 
 def _sky(h, w, rng):
     y = np.linspace(0, 1, h, dtype=np.float32)[:, None]
-    top, low = _color(*_pick(rng, ((84, 150, 214), (70, 128, 196), (120, 170, 216)))), _color(214, 230, 240)
+    top, low = (
+        _color(*_pick(rng, ((84, 150, 214), (70, 128, 196), (120, 170, 216)))),
+        _color(214, 230, 240),
+    )
     rgb = _mix(np.broadcast_to(top, (h, w, 3)), low, np.broadcast_to(y, (h, w)))
-    cloud = _noise(rng, h, w, h * 0.22, w * 0.3) + 0.5 * _noise(rng, h, w, h * 0.1, w * 0.14) + 0.25 * _noise(rng, h, w, 6, 8)
+    cloud = (
+        _noise(rng, h, w, h * 0.22, w * 0.3)
+        + 0.5 * _noise(rng, h, w, h * 0.1, w * 0.14)
+        + 0.25 * _noise(rng, h, w, 6, 8)
+    )
     return _mix(rgb, _color(250, 250, 252), np.clip(cloud * 0.9 - 0.1, 0, 0.85))
 
 
 def _tiles(h, w, rng):
     y, x = np.mgrid[:h, :w].astype(np.float32)
     side = min(h, w) * rng.uniform(0.2, 0.36)
-    col, row = np.floor(x / side + rng.random()), np.floor(y / side + rng.random())
-    one, two = _pick(rng, (((226, 222, 214), (190, 198, 204)), ((214, 196, 178), (232, 224, 212)), ((150, 166, 174), (176, 190, 196))))
-    rgb = _mix(np.broadcast_to(_color(*one), (h, w, 3)), _color(*two), ((col + row) % 2))
+    col, row = (
+        np.floor(x / side + rng.random()),
+        np.floor(y / side + rng.random()),
+    )
+    one, two = _pick(
+        rng,
+        (
+            ((226, 222, 214), (190, 198, 204)),
+            ((214, 196, 178), (232, 224, 212)),
+            ((150, 166, 174), (176, 190, 196)),
+        ),
+    )
+    rgb = _mix(
+        np.broadcast_to(_color(*one), (h, w, 3)), _color(*two), ((col + row) % 2)
+    )
     joint = np.maximum(_seam(row), _seam(col.T).T)
-    return rgb * (1 - 0.22 * joint + 0.03 * _noise(rng, h, w, 2) + 0.06 * _noise(rng, h, w, 50))[..., None]
+    return (
+        rgb
+        * (
+            1
+            - 0.22 * joint
+            + 0.03 * _noise(rng, h, w, 2)
+            + 0.06 * _noise(rng, h, w, 50)
+        )[..., None]
+    )
 
 
 def _water(h, w, rng):
     y, x = np.mgrid[:h, :w].astype(np.float32)
     base = _color(*_pick(rng, ((58, 128, 160), (74, 150, 170), (50, 104, 146))))
     bend = 9 * _noise(rng, h, w, 26, 40)
-    wave = np.sin((y + bend) * rng.uniform(0.30, 0.5) + x * 0.05) + 0.6 * np.sin((y - bend) * 0.21 - x * 0.09)
-    return base * (1 + 0.07 * wave + 0.05 * _noise(rng, h, w, 3, 9))[..., None] + (0.10 * np.clip(wave - 1.1, 0, 1))[..., None]
+    wave = np.sin((y + bend) * rng.uniform(0.30, 0.5) + x * 0.05) + 0.6 * np.sin(
+        (y - bend) * 0.21 - x * 0.09
+    )
+    return (
+        base * (1 + 0.07 * wave + 0.05 * _noise(rng, h, w, 3, 9))[..., None]
+        + (0.10 * np.clip(wave - 1.1, 0, 1))[..., None]
+    )
 
 
 def _paper(h, w, rng):
     y, x = np.mgrid[:h, :w].astype(np.float32)
-    a, b = (_color(*_pick(rng, ((236, 226, 208), (206, 220, 226), (226, 208, 214), (208, 222, 200), (196, 196, 206)))) for _ in range(2))
+    a, b = (
+        _color(
+            *_pick(
+                rng,
+                (
+                    (236, 226, 208),
+                    (206, 220, 226),
+                    (226, 208, 214),
+                    (208, 222, 200),
+                    (196, 196, 206),
+                ),
+            )
+        )
+        for _ in range(2)
+    )
     way = rng.uniform(0, 2 * np.pi)
     t = (x / w - 0.5) * np.cos(way) + (y / h - 0.5) * np.sin(way) + 0.5
-    return _mix(np.broadcast_to(a, (h, w, 3)), b * 0.84, np.clip(t, 0, 1)) * (1 + 0.025 * _noise(rng, h, w, 1) + 0.03 * _noise(rng, h, w, 12))[..., None]
+    return (
+        _mix(np.broadcast_to(a, (h, w, 3)), b * 0.84, np.clip(t, 0, 1))
+        * (1 + 0.025 * _noise(rng, h, w, 1) + 0.03 * _noise(rng, h, w, 12))[
+            ..., None
+        ]
+    )
 
 
-_GROUNDS = dict(sand=_sand, grass=_grass, wood=_wood, sky=_sky, tiles=_tiles, water=_water, paper=_paper)
+_GROUNDS = dict(
+    sand=_sand,
+    grass=_grass,
+    wood=_wood,
+    sky=_sky,
+    tiles=_tiles,
+    water=_water,
+    paper=_paper,
+)
 
 
 def _ground(name, size, rng):
-    "The ground called `name`, (h, w, 3) float32 0…1, a little darker towards one side."
+    """The ground called `name`, (h, w, 3) float32 0…1, a little darker towards
+    one side.
+    """
     h, w = size
     rgb = np.array(_GROUNDS[name](h, w, rng), np.float32)
     way = rng.uniform(0, 2 * np.pi)
-    x, y = np.linspace(-1, 1, w, dtype=np.float32)[None], np.linspace(-1, 1, h, dtype=np.float32)[:, None]
-    return np.clip(rgb * (rng.uniform(0.82, 1.05) + 0.10 * (x * np.cos(way) + y * np.sin(way)))[..., None], 0, 1).astype(np.float32)
+    x, y = (
+        np.linspace(-1, 1, w, dtype=np.float32)[None],
+        np.linspace(-1, 1, h, dtype=np.float32)[:, None],
+    )
+    return np.clip(
+        rgb
+        * (rng.uniform(0.82, 1.05) + 0.10 * (x * np.cos(way) + y * np.sin(way)))[
+            ..., None
+        ],
+        0,
+        1,
+    ).astype(np.float32)
 
 # %% ../nbs/00b_shapes.ipynb #50428c8f
 @dataclass(frozen=True)
 class ShapeObject:
     "One thing in a drawn picture."
-    label: int          # its place in SHAPE_CLASSES
-    name: str           # its class
-    box: np.ndarray     # (4,) float32: x1, y1, x2, y2, the tight extent of `mask`, pixels
-    truncated: bool     # the picture's edge cuts it off
-    difficult: bool     # less than a third of it can be seen
-    visible: float      # the part of it that can be seen, 0…1
-    mask: np.ndarray    # (H, W) bool: its pixels inside the picture, also those that another thing covers
+
+    label: int  # its place in SHAPE_CLASSES
+    name: str  # its class
+    box: (
+        np.ndarray
+    )  # (4,) float32: x1, y1, x2, y2, the tight extent of mask, pixels
+    truncated: bool  # the picture's edge cuts it off
+    difficult: bool  # less than a third of it can be seen
+    visible: float  # the part of it that can be seen, 0…1
+    mask: (
+        np.ndarray
+        # (H, W) bool: its pixels inside the picture, also those that another
+        # thing
+        # covers
+    )
 
 # %% ../nbs/00b_shapes.ipynb #68a3ca49
 class _Scene:
     "A picture that is being drawn: the canvas, and what lies on it."
+
     def __init__(self, ground, size, rng):
         self.rng, self.size = rng, size
         self.canvas = _ground(ground, size, rng)
         self.things = []  # [name, whole area, mask, what is still seen of it]
 
     def place(self, name, center, radius, angle, squeeze=1.0, least=0.0):
-        "Draw a thing, unless less than `least` of it or of an earlier thing would be seen. Returns whether it was drawn."
+        """Draw a thing, unless less than `least` of it or of an earlier thing
+        would be seen.
+
+        Returns whether it was drawn.
+        """
         H, W = self.size
-        x0, y0, rgb, cover = _sprite(name, center, radius, angle, squeeze, self.rng)
+        x0, y0, rgb, cover = _sprite(
+            name, center, radius, angle, squeeze, self.rng
+        )
         whole = cover >= 0.5
         (a, b), (width, height) = _clip(x0, y0, cover.shape[0], H, W)
-        if width <= 0 or height <= 0: return False
+        if width <= 0 or height <= 0:
+            return False
         inside, area = whole[b], int(whole.sum())
-        if inside.sum() < max(6, least * area): return False
+        if inside.sum() < max(6, least * area):
+            return False
         for _, other_area, _, seen in self.things:
             part = seen[a]
-            if seen.sum() - (part & inside).sum() < least * other_area: return False
+            if seen.sum() - (part & inside).sum() < least * other_area:
+                return False
         mask = _overlay(self.canvas, x0, y0, rgb, cover)
-        for thing in self.things: thing[3] &= ~mask
+        for thing in self.things:
+            thing[3] &= ~mask
         self.things.append([name, area, mask, mask.copy()])
         return True
 
     def finish(self):
         "The picture (H, W, 3) uint8, and its `ShapeObject`s."
-        noise = self.rng.normal(0, 0.008, self.canvas.shape[:2]).astype(np.float32)[..., None]
+        noise = self.rng.normal(0, 0.008, self.canvas.shape[:2]).astype(
+            np.float32
+        )[..., None]
         image = np.rint(np.clip(self.canvas + noise, 0, 1) * 255).astype(np.uint8)
         return image, [self._object(*thing) for thing in self.things]
 
@@ -328,30 +602,62 @@ class _Scene:
         ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         box = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float32)
         visible = float(seen.sum() / area)
-        return ShapeObject(SHAPE_CLASSES.index(name), name, box, bool(mask.sum() < area), visible < 1 / 3, visible, mask)
+        return ShapeObject(
+            SHAPE_CLASSES.index(name),
+            name,
+            box,
+            bool(mask.sum() < area),
+            visible < 1 / 3,
+            visible,
+            mask,
+        )
 
 # %% ../nbs/00b_shapes.ipynb #d0e6178a
 def draw_scene(
-    seed,                 # a whole number, a sequence of them, or a NumPy Generator
-    size=(160, 160),      # (height, width) of the picture, pixels
-) -> tuple:               # image (*size, 3) uint8 RGB, list of `ShapeObject`
-    "A random picture: a ground and none to five things on it. The same seed gives the same picture."
-    rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(seed)
+    # a whole number, a sequence of them, or a NumPy Generator
+    seed,
+    size=(160, 160),  # (height, width) of the picture, pixels
+) -> tuple:  # image (*size, 3) uint8 RGB, list of ShapeObject
+    """A random picture: a ground and none to five things on it.
+
+    The same seed gives the same picture.
+    """
+    rng = (
+        seed
+        if isinstance(seed, np.random.Generator)
+        else np.random.default_rng(seed)
+    )
     H, W = size = tuple(int(s) for s in size)
-    if min(size) < 32: raise ValueError(f"a drawn picture must be at least 32×32 pixels, not {H}×{W}")
+    if min(size) < 32:
+        raise ValueError(
+            f"a drawn picture must be at least 32×32 pixels, not {H}×{W}"
+        )
     scene = _Scene(_pick(rng, tuple(_GROUNDS)), size, rng)
     count = int(rng.choice(6, p=(0.05, 0.27, 0.30, 0.22, 0.11, 0.05)))
-    # Diameters from a tenth to two thirds of the shorter side: even in the logarithm, but for a power that makes the tiniest rarer.
+    # Diameters from a tenth to two thirds of the shorter side: even in the
+    # logarithm, but for a power that makes the tiniest rarer.
     radii = 0.5 * min(size) * 0.1 * 6.6 ** (rng.random(count) ** 0.6)
-    if rng.random() < 0.7: radii = np.sort(radii)[::-1]       # small things mostly lie on top of large ones
+    # small things mostly lie on top of large ones
+    if rng.random() < 0.7:
+        radii = np.sort(radii)[::-1]
     for radius in radii:
         for _ in range(6):
             name = _pick(rng, SHAPE_CLASSES)
-            out = 0.7 * radius if rng.random() < 0.25 else -radius   # how far the circle may stick out of the picture
+            # how far the circle may stick out of the picture
+            out = 0.7 * radius if rng.random() < 0.25 else -radius
             low, high = np.full(2, -out), np.array([W, H]) + out
             center = rng.uniform(np.minimum(low, high), np.maximum(low, high))
-            least = 0.12 if rng.random() < 0.35 else 0.6             # now and then, let things be mostly hidden
-            if scene.place(name, center, radius, rng.uniform(0, 2 * np.pi), rng.uniform(0.72, 1.0) if name == "wheel" else 1.0, least): break
+            # now and then, let things be mostly hidden
+            least = 0.12 if rng.random() < 0.35 else 0.6
+            if scene.place(
+                name,
+                center,
+                radius,
+                rng.uniform(0, 2 * np.pi),
+                rng.uniform(0.72, 1.0) if name == "wheel" else 1.0,
+                least,
+            ):
+                break
     return scene.finish()
 
 # %% ../nbs/00b_shapes.ipynb #01e77e32
@@ -360,92 +666,188 @@ def _recurring():
     rng = np.random.default_rng(16)
     scene = _Scene("sand", (240, 320), rng)
     for name, center, radius, angle, squeeze in (
-        ("wheel", (216, 92), 76, 0.3, 0.95), ("ball", (92, 150), 62, 0.0, 1.0), ("leaf", (166, 176), 58, -0.5, 1.0),
-        ("starfish", (52, 46), 30, 0.4, 1.0), ("brick", (274, 206), 32, 0.25, 1.0)):
+        ("wheel", (216, 92), 76, 0.3, 0.95),
+        ("ball", (92, 150), 62, 0.0, 1.0),
+        ("leaf", (166, 176), 58, -0.5, 1.0),
+        ("starfish", (52, 46), 30, 0.4, 1.0),
+        ("brick", (274, 206), 32, 0.25, 1.0),
+    ):
         scene.place(name, center, radius, angle, squeeze)
     return scene.finish()
 
 
-def recurring_picture() -> tuple:  # image (240, 320, 3) uint8 RGB, boxes (n, 4) float32 in pixels, labels (n,) int32
-    "The one picture that the whole book looks at, with its true boxes and their places in `SHAPE_CLASSES`."
+def recurring_picture() -> (
+    tuple
+):  # image (240, 320, 3) uint8 RGB, boxes (n, 4) float32 in pixels, labels (n,) int32
+    """The one picture that the whole book looks at, with its true boxes and their
+    places in `SHAPE_CLASSES`.
+    """
     image, objects = _recurring()
-    return image.copy(), np.stack([o.box for o in objects]), np.array([o.label for o in objects], np.int32)
+    return (
+        image.copy(),
+        np.stack([o.box for o in objects]),
+        np.array([o.label for o in objects], np.int32),
+    )
 
 # %% ../nbs/00b_shapes.ipynb #f1fac167
 def _annotation(filename, size, objects):
-    "The text of a VOC annotation. Its corners are 1-based and inclusive: our x1 and y1 plus one, our x2 and y2 as they are."
-    lines = ["<annotation>", "\t<folder>shapes</folder>", f"\t<filename>{filename}</filename>",
-             "\t<source><database>retinanet_nb shapes, drawn by code</database></source>",
-             f"\t<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>", "\t<segmented>0</segmented>"]
+    """The text of a VOC annotation.
+
+    Its corners are 1-based and inclusive: our x1 and y1 plus one, our x2 and y2
+    as they are.
+    """
+    lines = [
+        "<annotation>",
+        "\t<folder>shapes</folder>",
+        f"\t<filename>{filename}</filename>",
+        (
+            "\t<source><database>retinanet_nb shapes, drawn by"
+            " code</database></source>"
+        ),
+        f"\t<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>",
+        "\t<segmented>0</segmented>",
+    ]
     for o in objects:
         x1, y1, x2, y2 = (int(c) for c in o.box)
-        lines += ["\t<object>", f"\t\t<name>{o.name}</name>", "\t\t<pose>Unspecified</pose>",
-                  f"\t\t<truncated>{int(o.truncated)}</truncated>", f"\t\t<difficult>{int(o.difficult)}</difficult>",
-                  f"\t\t<bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>", "\t</object>"]
+        lines += [
+            "\t<object>",
+            f"\t\t<name>{o.name}</name>",
+            "\t\t<pose>Unspecified</pose>",
+            f"\t\t<truncated>{int(o.truncated)}</truncated>",
+            f"\t\t<difficult>{int(o.difficult)}</difficult>",
+            (
+                f"\t\t<bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>"
+            ),
+            "\t</object>",
+        ]
     return "\n".join(lines + ["</annotation>", ""])
 
 
 def _draw_files(part, jobs, size):
-    "Picture and annotation of every job (seed, number of the split, number of the picture, name)."
+    """Picture and annotation of every job (seed, number of the split, number of
+    the picture, name).
+    """
     for *seed, name in jobs:
         image, objects = draw_scene(tuple(seed), size)
         write_image(Path(part) / "JPEGImages" / f"{name}.jpg", image)
-        (Path(part) / "Annotations" / f"{name}.xml").write_text(_annotation(f"{name}.jpg", image.shape[:2], objects))
+        (Path(part) / "Annotations" / f"{name}.xml").write_text(
+            _annotation(f"{name}.jpg", image.shape[:2], objects)
+        )
 
 
 def _draw_in_parallel(part, jobs, size, workers):
-    "Every `workers`-th job in a process of its own; plain interpreters, because a fork or a re-import of the caller's script may do more than draw."
-    line = "import json, sys; from retinanet_nb.shapes import _draw_files; _draw_files(*json.load(sys.stdin))"
-    helpers = [subprocess.Popen([sys.executable, "-c", line], stdin=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}) for _ in range(workers - 1)]
+    """Every `workers`-th job in a process of its own; plain interpreters, because
+    a fork or a re-import of the caller's script may do more than draw.
+    """
+    line = (
+        "import json, sys; from retinanet_nb.shapes import _draw_files;"
+        " _draw_files(*json.load(sys.stdin))"
+    )
+    helpers = [
+        subprocess.Popen(
+            [sys.executable, "-c", line],
+            stdin=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
+        )
+        for _ in range(workers - 1)
+    ]
     try:
         for n, helper in enumerate(helpers, 1):
             try:
                 json.dump([str(part), jobs[n::workers], size], helper.stdin)
                 helper.stdin.close()
-            except BrokenPipeError: pass  # it has died, and its exit status says so below
+            # it has died, and its exit status says so below
+            except BrokenPipeError:
+                pass
         _draw_files(part, jobs[::workers], size)
-        if any(helper.wait() for helper in helpers): raise RuntimeError("a process that draws pictures failed; its error stands above. make_shapes(…, workers=1) draws in this one")
+        if any(helper.wait() for helper in helpers):
+            raise RuntimeError(
+                "a process that draws pictures failed; its error stands above."
+                " make_shapes(…, workers=1) draws in this one"
+            )
     finally:
         for helper in helpers:
-            if helper.poll() is None: helper.kill()
+            if helper.poll() is None:
+                helper.kill()
             helper.wait()
 
 
 def make_shapes(
-    root,                # the directory to make
-    train: int = 800,    # pictures in each split
+    root,  # the directory to make
+    train: int = 800,  # pictures in each split
     val: int = 100,
     test: int = 200,
-    size=(160, 160),     # (height, width) of every picture, pixels
-    seed: int = 0,       # another seed, other pictures
-    workers: int | None = None,  # processes that draw; `None`: one for every 400 pictures, at most one a processor
-) -> Path:               # `root`
-    """Draw the data set into `root`, in VOC's layout: JPEGImages, Annotations, ImageSets/Main/{train,val,trainval,test}.txt.
+    size=(160, 160),  # (height, width) of every picture, pixels
+    seed: int = 0,  # another seed, other pictures
+    # processes that draw; None: one for every 400 pictures, at most one a
+    # processor
+    workers: int | None = None,
+) -> Path:  # root
+    """Draw the data set into `root`, in VOC's layout: JPEGImages, Annotations,
+    ImageSets/Main/{train,val,trainval,test}.txt.
 
-    The same arguments give the same bytes, and picture i of a split does not depend on how many there are. The directory appears when it is complete;
-    one that already holds the same data set is left as it is. Raises `FileExistsError` where `root` holds anything else.
+    The same arguments give the same bytes, and picture i of a split does not
+    depend on how many there are. The directory appears when it is complete; one
+    that already holds the same data set is left as it is. Raises
+    `FileExistsError` where `root` holds anything else.
     """
     root = Path(root)
     counts = dict(train=int(train), val=int(val), test=int(test))
-    if min(counts.values()) < 0: raise ValueError(f"the number of pictures must not be negative: {counts}")
-    recipe = json.dumps(dict(version=1, **counts, size=[int(s) for s in size], seed=int(seed)), sort_keys=True)
+    if min(counts.values()) < 0:
+        raise ValueError(f"the number of pictures must not be negative: {counts}")
+    recipe = json.dumps(
+        dict(version=1, **counts, size=[int(s) for s in size], seed=int(seed)),
+        sort_keys=True,
+    )
     note = root / "shapes.json"
-    if note.is_file() and note.read_text() == recipe: return root
+    if note.is_file() and note.read_text() == recipe:
+        return root
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise FileExistsError(f"{root} exists and does not hold this very data set; remove it or choose another directory")
+        raise FileExistsError(
+            f"{root} exists and does not hold this very data set; remove it or"
+            " choose another directory"
+        )
     root.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".tmp", dir=root.parent))
+    part = Path(
+        tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".tmp", dir=root.parent)
+    )
     try:
-        for folder in ("JPEGImages", "Annotations", "ImageSets/Main"): (part / folder).mkdir(parents=True)
+        for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (part / folder).mkdir(parents=True)
         names = {}
-        for split in counts: names[split] = [f"{split}_{i:05d}" for i in range(counts[split])]
-        jobs = [(int(seed), number, i, name) for number, split in enumerate(counts) for i, name in enumerate(names[split])]
-        _draw_in_parallel(part, jobs, [int(s) for s in size], max(1, min(os.cpu_count() or 1, len(jobs) // 400) if workers is None else workers))
+        for split in counts:
+            names[split] = [f"{split}_{i:05d}" for i in range(counts[split])]
+        jobs = [
+            (int(seed), number, i, name)
+            for number, split in enumerate(counts)
+            for i, name in enumerate(names[split])
+        ]
+        _draw_in_parallel(
+            part,
+            jobs,
+            [int(s) for s in size],
+            max(
+                1,
+                (
+                    min(os.cpu_count() or 1, len(jobs) // 400)
+                    if workers is None
+                    else workers
+                ),
+            ),
+        )
         names["trainval"] = names["train"] + names["val"]
-        for split, lines in names.items(): (part / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{n}\n" for n in lines))
+        for split, lines in names.items():
+            (part / "ImageSets" / "Main" / f"{split}.txt").write_text(
+                "".join(f"{n}\n" for n in lines)
+            )
         (part / "shapes.json").write_text(recipe)
         part.chmod(0o755)  # mkdtemp makes a private one
-        if root.exists(): root.rmdir()
+        if root.exists():
+            root.rmdir()
         os.replace(part, root)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)

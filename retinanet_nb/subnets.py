@@ -6,51 +6,100 @@
 __all__ = ['regression_subnet', 'classification_subnet']
 
 # %% ../nbs/03b_subnets.ipynb #a4137ced
+#| code-fold: true
+#| code-summary: "Imports"
 import math
 
 import keras
 
 # %% ../nbs/03b_subnets.ipynb #42be6ad6
 def _subnet(name, outputs, num_anchors, feature_size, depth, bias, norm):
-    "A stack of 3×3 convolutions over one pyramid level: (B, h, w, feature_size) → (B, h·w·num_anchors, outputs)."
+    """A stack of 3×3 convolutions over one pyramid level:
+
+    (B, h, w, feature_size) → (B, h·w·num_anchors, outputs).
+    """
     conv = lambda filters, **kwargs: keras.layers.Conv2D(
-        filters, 3, padding="same", kernel_initializer=keras.initializers.RandomNormal(stddev=0.01), **kwargs)
-    if norm not in (None, "group"): raise ValueError(f"a subnet's norm is None or 'group', not {norm!r}")
+        filters,
+        3,
+        padding="same",
+        kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+        **kwargs,
+    )
+    if norm not in (None, "group"):
+        raise ValueError(f"a subnet's norm is None or 'group', not {norm!r}")
     x = inputs = keras.Input((None, None, feature_size))
     for i in range(depth):
         x = conv(feature_size, name=f"{name}_{i}")(x)
-        if norm == "group": x = keras.layers.GroupNormalization(feature_size // math.gcd(8, feature_size), name=f"{name}_{i}_norm")(x)
+        if norm == "group":
+            x = keras.layers.GroupNormalization(
+                feature_size // math.gcd(8, feature_size), name=f"{name}_{i}_norm"
+            )(x)
         x = keras.layers.Activation("relu", name=f"{name}_{i}_relu")(x)
-    x = conv(num_anchors * outputs, bias_initializer=keras.initializers.Constant(bias), name=f"{name}_output")(x)
-    return keras.Model(inputs, keras.layers.Reshape((-1, outputs), name=f"{name}_anchors")(x), name=name)
+    x = conv(
+        num_anchors * outputs,
+        bias_initializer=keras.initializers.Constant(bias),
+        name=f"{name}_output",
+    )(x)
+    return keras.Model(
+        inputs,
+        keras.layers.Reshape((-1, outputs), name=f"{name}_anchors")(x),
+        name=name,
+    )
 
 # %% ../nbs/03b_subnets.ipynb #033ee59e
 def regression_subnet(
-    num_anchors: int = 9,     # A, anchors at each cell
+    num_anchors: int = 9,  # A, anchors at each cell
     feature_size: int = 256,  # channels of the pyramid and of the hidden layers
-    depth: int = 4,           # hidden 3×3 convolutions
-    norm: str | None = None,  # `None` as in the paper, or "group": GroupNorm before every ReLU
+    depth: int = 4,  # hidden 3×3 convolutions
+    # None as in the paper, or "group": GroupNorm before every ReLU
+    norm: str | None = None,
 ) -> keras.Model:
-    """One level (B, h, w, feature_size) → deltas (B, h·w·A, 4), row by row, a cell's anchors together; the same for every class.
+    """One level (B, h, w, feature_size) → deltas (B, h·w·A, 4), row by row, a
+    cell's anchors together; the same for every class.
 
-    The deltas are those of `encode_boxes`. Source: RetinaNet (Lin et al. 2017), section 4, "Box Regression Subnet".
+    The deltas are those of `encode_boxes`. Source: RetinaNet (Lin et al. 2017),
+    section 4, "Box Regression Subnet".
     """
-    return _subnet("regression_subnet", 4, num_anchors, feature_size, depth, bias=0.0, norm=norm)
+    return _subnet(
+        "regression_subnet",
+        4,
+        num_anchors,
+        feature_size,
+        depth,
+        bias=0.0,
+        norm=norm,
+    )
 
 # %% ../nbs/03b_subnets.ipynb #37a2afe7
 def classification_subnet(
-    num_classes: int,                 # K
-    num_anchors: int = 9,             # A, anchors at each cell
-    feature_size: int = 256,          # channels of the pyramid and of the hidden layers
-    depth: int = 4,                   # hidden 3×3 convolutions
-    prior_probability: float = 0.01,  # π: what an untrained network says of every class
-    norm: str | None = None,          # `None` as in the paper, or "group": GroupNorm before every ReLU
+    num_classes: int,  # K
+    num_anchors: int = 9,  # A, anchors at each cell
+    # channels of the pyramid and of the hidden layers
+    feature_size: int = 256,
+    depth: int = 4,  # hidden 3×3 convolutions
+    # π: what an untrained network says of every class
+    prior_probability: float = 0.01,
+    # None as in the paper, or "group": GroupNorm before every ReLU
+    norm: str | None = None,
 ) -> keras.Model:
-    """One level (B, h, w, feature_size) → logits (B, h·w·A, K), row by row, a cell's anchors together.
+    """One level (B, h, w, feature_size) → logits (B, h·w·A, K), row by row, a
+    cell's anchors together.
 
-    Raises `ValueError` for a prior outside 0…1.
-    Source: RetinaNet (Lin et al. 2017), section 4, "Classification Subnet"; the prior: section 4.1, "Initialization".
+    Raises `ValueError` for a prior outside 0…1. Source: RetinaNet (Lin et al.
+    2017), section 4, "Classification Subnet"; the prior: section 4.1,
+    "Initialization".
     """
-    if not 0 < prior_probability < 1: raise ValueError(f"prior_probability must be between 0 and 1, not {prior_probability!r}")
-    return _subnet("classification_subnet", num_classes, num_anchors, feature_size, depth,
-                   bias=-math.log((1 - prior_probability) / prior_probability), norm=norm)
+    if not 0 < prior_probability < 1:
+        raise ValueError(
+            "prior_probability must be between 0 and 1, not"
+            f" {prior_probability!r}"
+        )
+    return _subnet(
+        "classification_subnet",
+        num_classes,
+        num_anchors,
+        feature_size,
+        depth,
+        bias=-math.log((1 - prior_probability) / prior_probability),
+        norm=norm,
+    )

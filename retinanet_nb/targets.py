@@ -6,6 +6,8 @@
 __all__ = ['BACKGROUND', 'IGNORED', 'match_anchors', 'assign_targets']
 
 # %% ../nbs/05a_targets.ipynb #d0dcce7b
+#| code-fold: true
+#| code-summary: "Imports"
 from keras import ops
 
 from .boxes import encode_boxes, overlaps
@@ -15,49 +17,85 @@ BACKGROUND, IGNORED = -1, -2  # the classes of anchors that answer for no object
 
 # %% ../nbs/05a_targets.ipynb #8c901322
 def match_anchors(
-    iou,                            # (B, N, M) overlaps of anchors and objects, 0…1
-    valid,                          # (B, M) bool: false for padding
+    # (B, N, M) overlaps of anchors and objects, 0…1
+    iou,
+    valid,  # (B, M) bool: false for padding
     negative_overlap: float = 0.4,  # below: background
     positive_overlap: float = 0.5,  # from here on: the object
-    force_match: bool = True,       # every object also gets its best anchor
+    force_match: bool = True,  # every object also gets its best anchor
 ):
-    """For every anchor the object it answers for, (B, N) int32: an index of 0…M−1, `BACKGROUND` or `IGNORED`.
+    """For every anchor the object it answers for, (B, N) int32: an index of
+    0…M−1, `BACKGROUND` or `IGNORED`.
 
-    Where two objects want the same best anchor, the one that overlaps it more gets it. An object that no anchor touches gets none.
-    Source: RetinaNet (Lin et al. 2017), section 4, "Anchors"; the forced match: Faster R-CNN (Ren et al. 2015), section 3.1.2.
+    Where two objects want the same best anchor, the one that overlaps it more
+    gets it. An object that no anchor touches gets none. Source: RetinaNet (Lin et
+    al. 2017), section 4, "Anchors"; the forced match: Faster R-CNN (Ren et al.
+    2015), section 3.1.2.
     """
     iou = ops.where(valid[:, None], iou, -1.0)
-    best, best_iou = ops.cast(ops.argmax(iou, axis=-1), "int32"), ops.max(iou, axis=-1)
-    matched = ops.where(best_iou >= positive_overlap, best, ops.where(best_iou < negative_overlap, BACKGROUND, IGNORED))
-    if not force_match: return matched
-    best_anchor = ops.cast(ops.argmax(iou, axis=1), "int32")                             # (B, M)
-    is_best = ops.arange(ops.shape(iou)[1])[None, :, None] == best_anchor[:, None]       # (B, N, M)
+    best, best_iou = (
+        ops.cast(ops.argmax(iou, axis=-1), "int32"),
+        ops.max(iou, axis=-1),
+    )
+    matched = ops.where(
+        best_iou >= positive_overlap,
+        best,
+        ops.where(best_iou < negative_overlap, BACKGROUND, IGNORED),
+    )
+    if not force_match:
+        return matched
+    # (B, M)
+    best_anchor = ops.cast(ops.argmax(iou, axis=1), "int32")
+    # (B, N, M)
+    is_best = ops.arange(ops.shape(iou)[1])[None, :, None] == best_anchor[:, None]
     claim = ops.where(is_best & (iou > 0), iou, -1.0)
-    return ops.where(ops.max(claim, axis=-1) > 0, ops.cast(ops.argmax(claim, axis=-1), "int32"), matched)
+    return ops.where(
+        ops.max(claim, axis=-1) > 0,
+        ops.cast(ops.argmax(claim, axis=-1), "int32"),
+        matched,
+    )
 
 # %% ../nbs/05a_targets.ipynb #605122f3
 def assign_targets(
-    anchors,                        # (N, 4) pixels
-    boxes,                          # (B, M, 4) pixels
-    labels,                         # (B, M) whole numbers from 0; −1 is padding
+    anchors,  # (N, 4) pixels
+    boxes,  # (B, M, 4) pixels
+    labels,  # (B, M) whole numbers from 0; −1 is padding
     negative_overlap: float = 0.4,  # below: background
     positive_overlap: float = 0.5,  # from here on: the object
-    force_match: bool = True,       # every object also gets its best anchor
-    std=(0.1, 0.1, 0.2, 0.2),       # of `encode_boxes`
+    force_match: bool = True,  # every object also gets its best anchor
+    std=(0.1, 0.1, 0.2, 0.2),  # of encode_boxes
 ):
-    """What every anchor should say: deltas (B, N, 4) float32 and classes (B, N) int32, −1 background, −2 ignored.
+    """What every anchor should say: deltas (B, N, 4) float32 and classes (B, N)
+    int32, −1 background, −2 ignored.
 
-    Deltas are zero where the class is negative. Pictures without objects (M padding, or M = 0) are all background.
-    Source: RetinaNet (Lin et al. 2017), section 4, "Anchors".
+    Deltas are zero where the class is negative. Pictures without objects (M
+    padding, or M = 0) are all background. Source: RetinaNet (Lin et al. 2017),
+    section 4, "Anchors".
     """
-    # One column of padding, so that every index below points at something even where M = 0.
+    # One column of padding, so that every index below points at something even
+    # where M = 0.
     boxes = ops.pad(ops.cast(boxes, "float32"), [[0, 0], [0, 1], [0, 0]])
-    labels = ops.pad(ops.cast(labels, "int32"), [[0, 0], [0, 1]], constant_values=-1)
-    matched = match_anchors(overlaps(anchors, boxes), labels >= 0, negative_overlap, positive_overlap, force_match)
+    labels = ops.pad(
+        ops.cast(labels, "int32"), [[0, 0], [0, 1]], constant_values=-1
+    )
+    matched = match_anchors(
+        overlaps(anchors, boxes),
+        labels >= 0,
+        negative_overlap,
+        positive_overlap,
+        force_match,
+    )
     at, positive = ops.maximum(matched, 0), matched >= 0
-    classes = ops.where(positive, ops.take_along_axis(labels, at, axis=1), matched)
+    classes = ops.where(
+        positive, ops.take_along_axis(labels, at, axis=1), matched
+    )
     matched_boxes = ops.take_along_axis(boxes, at[..., None], axis=1)
-    # Where nothing is matched the anchor stands for its own box: deltas of exactly zero, and no infinity in the gradient.
-    matched_boxes = ops.where(positive[..., None], matched_boxes, ops.cast(anchors, "float32"))
-    deltas = ops.where(positive[..., None], encode_boxes(anchors, matched_boxes, std), 0.0)
+    # Where nothing is matched the anchor stands for its own box: deltas of
+    # exactly zero, and no infinity in the gradient.
+    matched_boxes = ops.where(
+        positive[..., None], matched_boxes, ops.cast(anchors, "float32")
+    )
+    deltas = ops.where(
+        positive[..., None], encode_boxes(anchors, matched_boxes, std), 0.0
+    )
     return deltas, classes

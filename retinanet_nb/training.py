@@ -7,6 +7,8 @@ __all__ = ['RetinaNetTrainer', 'learning_rate_schedule', 'make_optimizer', 'Chec
            'Run', 'build_trainer', 'train']
 
 # %% ../nbs/07b_training.ipynb #b2b376e6
+#| code-fold: true
+#| code-summary: "Imports"
 import hashlib
 import json
 import math
@@ -41,124 +43,214 @@ from .targets import assign_targets
 # %% ../nbs/07b_training.ipynb #66f3440b
 @keras.saving.register_keras_serializable("retinanet_nb")
 class RetinaNetTrainer(keras.Model):
-    """A training model with its losses: batches of `train_generator` go in, `fit` does the rest.
+    """A training model with its losses: batches of `train_generator` go in, `fit`
+    does the rest.
 
-    The call is that of `model`: pictures (B, H, W, 3) → `{"regression": (B, N, 4), "classification": (B, N, K)}`. Targets are assigned inside the step,
-    on the accelerator, from the few boxes of each picture. Reported beside `loss`: `classification` (focal) and `box` (smooth L1), each the mean of the epoch so far.
+    The call is that of `model`: pictures (B, H, W, 3) → `{"regression": (B, N,
+    4), "classification": (B, N, K)}`. Targets are assigned inside the step, on
+    the accelerator, from the few boxes of each picture. Reported beside `loss`:
+    `classification` (focal) and `box` (smooth L1), each the mean of the epoch so
+    far.
     """
+
     def __init__(
         self,
-        model: keras.Model,                             # of `retinanet_model`
-        hyperparameters: HyperParameters | None = None, # `None`: those that the model carries
+        model: keras.Model,  # of retinanet_model
+        # None: those that the model carries
+        hyperparameters: HyperParameters | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         card = model_card(model)
         self.model = model
-        self.hyperparameters = h = hyperparameters or (card.hyperparameters if card else HyperParameters())
-        self.focal_loss, self.smooth_l1_loss = focal_loss(h.alpha, h.gamma), smooth_l1_loss(h.sigma)
-        self.classification_mean, self.box_mean = keras.metrics.Mean("classification"), keras.metrics.Mean("box")
+        self.hyperparameters = h = hyperparameters or (
+            card.hyperparameters if card else HyperParameters()
+        )
+        self.focal_loss, self.smooth_l1_loss = (
+            focal_loss(h.alpha, h.gamma),
+            smooth_l1_loss(h.sigma),
+        )
+        self.classification_mean, self.box_mean = (
+            keras.metrics.Mean("classification"),
+            keras.metrics.Mean("box"),
+        )
 
-    def call(self, images, training=None): return self.model(images, training=training)
+    def call(self, images, training=None):
+        return self.model(images, training=training)
 
-    def losses_of(self,
-        images,   # (B, H, W, 3)
-        truth,    # {"boxes": (B, M, 4), "labels": (B, M)}, −1 padding
+    def losses_of(
+        self,
+        images,  # (B, H, W, 3)
+        truth,  # {"boxes": (B, M, 4), "labels": (B, M)}, −1 padding
         outputs,  # of the model
-    ) -> tuple:   # (classification, box), two scalars
+    ) -> tuple:  # (classification, box), two scalars
         "The two losses of a batch."
         h = self.hyperparameters
-        deltas, classes = assign_targets(anchors_for_shape(ops.shape(images)[1:3], h.anchors), truth["boxes"], truth["labels"],
-                                         h.negative_overlap, h.positive_overlap, h.force_match, h.box_std)
-        return self.focal_loss(classes, outputs["classification"]), self.smooth_l1_loss(classes, deltas, outputs["regression"])
+        deltas, classes = assign_targets(
+            anchors_for_shape(ops.shape(images)[1:3], h.anchors),
+            truth["boxes"],
+            truth["labels"],
+            h.negative_overlap,
+            h.positive_overlap,
+            h.force_match,
+            h.box_std,
+        )
+        return self.focal_loss(
+            classes, outputs["classification"]
+        ), self.smooth_l1_loss(classes, deltas, outputs["regression"])
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        "What `fit` asks of every batch: the weighted sum of both losses, a scalar."
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        """What `fit` asks of every batch: the weighted sum of both losses, a
+        scalar.
+        """
         classification, box = self.losses_of(x, y, y_pred)
         self.classification_mean.update_state(classification)
         self.box_mean.update_state(box)
         return classification + self.hyperparameters.box_loss_weight * box
 
-    def get_config(self): return {"model": keras.saving.serialize_keras_object(self.model), "hyperparameters": self.hyperparameters.to_json()}
+    def get_config(self):
+        return {
+            "model": keras.saving.serialize_keras_object(self.model),
+            "hyperparameters": self.hyperparameters.to_json(),
+        }
 
     @classmethod
     def from_config(cls, config):
-        return cls(keras.saving.deserialize_keras_object(config["model"]), HyperParameters.from_json(config["hyperparameters"]))
+        return cls(
+            keras.saving.deserialize_keras_object(config["model"]),
+            HyperParameters.from_json(config["hyperparameters"]),
+        )
 
 # %% ../nbs/07b_training.ipynb #1625f8b7
 def learning_rate_schedule(
     hyperparameters: HyperParameters,  # learning_rate, warmup_steps, schedule
-    steps: int,                        # of the whole run
+    steps: int,  # of the whole run
 ):
-    """The learning rate at each step: a number, or a Keras schedule where there is a warm-up or a cosine (down to a hundredth at the last step).
+    """The learning rate at each step: a number, or a Keras schedule where there
+    is a warm-up or a cosine (down to a hundredth at the last step).
 
-    A warm-up takes at most half of the run. Sources: warm-up, Goyal et al. 2017, section 2.2; cosine, SGDR (Loshchilov and Hutter 2017), equation 5.
+    A warm-up takes at most half of the run. Sources: warm-up, Goyal et al. 2017,
+    section 2.2; cosine, SGDR (Loshchilov and Hutter 2017), equation 5.
     """
     h = hyperparameters
-    warmup = min(h.warmup_steps, max(steps // 2, 0))  # a run of few steps is not all warm-up
+    # a run of few steps is not all warm-up
+    warmup = min(h.warmup_steps, max(steps // 2, 0))
     if h.schedule == "cosine":
-        if not warmup: return keras.optimizers.schedules.CosineDecay(h.learning_rate, max(steps, 1), alpha=0.01)
-        return keras.optimizers.schedules.CosineDecay(h.learning_rate / warmup, max(steps - warmup, 1), alpha=0.01, warmup_target=h.learning_rate, warmup_steps=warmup)
-    if not warmup: return h.learning_rate
-    return keras.optimizers.schedules.PolynomialDecay(h.learning_rate / warmup, warmup, end_learning_rate=h.learning_rate)
+        if not warmup:
+            return keras.optimizers.schedules.CosineDecay(
+                h.learning_rate, max(steps, 1), alpha=0.01
+            )
+        return keras.optimizers.schedules.CosineDecay(
+            h.learning_rate / warmup,
+            max(steps - warmup, 1),
+            alpha=0.01,
+            warmup_target=h.learning_rate,
+            warmup_steps=warmup,
+        )
+    if not warmup:
+        return h.learning_rate
+    return keras.optimizers.schedules.PolynomialDecay(
+        h.learning_rate / warmup, warmup, end_learning_rate=h.learning_rate
+    )
 
 # %% ../nbs/07b_training.ipynb #3ac1d775
 def make_optimizer(
-    hyperparameters: HyperParameters,  # optimizer, learning_rate, weight_decay, clip_norm, ema_momentum, …
-    steps: int,                        # of the whole run, for the schedule
+    # optimizer, learning_rate, weight_decay, clip_norm, ema_momentum, …
+    hyperparameters: HyperParameters,
+    steps: int,  # of the whole run, for the schedule
 ) -> keras.optimizers.Optimizer:
-    """Adam (the documented default), AdamW or SGD with momentum, with the schedule and clipping asked for. Biases and BatchNorm's scales do not decay.
+    """Adam (the documented default), AdamW or SGD with momentum, with the
+    schedule and clipping asked for. Biases and BatchNorm's scales do not
+    decay.
 
-    Sources: Adam, Kingma and Ba 2015, algorithm 1; AdamW, Loshchilov and Hutter 2019, algorithm 2.
+    Sources: Adam, Kingma and Ba 2015, algorithm 1; AdamW, Loshchilov and Hutter
+    2019, algorithm 2.
     """
     h = hyperparameters
-    options = dict(learning_rate=learning_rate_schedule(h, steps), global_clipnorm=h.clip_norm)
-    if h.ema_momentum: options.update(use_ema=True, ema_momentum=h.ema_momentum)
-    if h.optimizer == "adam": return keras.optimizers.Adam(**options)
+    options = dict(
+        learning_rate=learning_rate_schedule(h, steps),
+        global_clipnorm=h.clip_norm,
+    )
+    if h.ema_momentum:
+        options.update(use_ema=True, ema_momentum=h.ema_momentum)
+    if h.optimizer == "adam":
+        return keras.optimizers.Adam(**options)
     options.update(weight_decay=h.weight_decay or None)
-    optimizer = keras.optimizers.SGD(momentum=0.9, **options) if h.optimizer == "sgd" else keras.optimizers.AdamW(**{**options, "weight_decay": h.weight_decay})
-    if h.weight_decay: optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    optimizer = (
+        keras.optimizers.SGD(momentum=0.9, **options)
+        if h.optimizer == "sgd"
+        else keras.optimizers.AdamW(**{**options, "weight_decay": h.weight_decay})
+    )
+    if h.weight_decay:
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
 
 # %% ../nbs/07b_training.ipynb #bf05ed77
-def _write_json(path, value): save_atomically(path, lambda p: p.write_text(json.dumps(value, indent=1), encoding="utf-8"))
+def _write_json(path, value):
+    save_atomically(
+        path,
+        lambda p: p.write_text(json.dumps(value, indent=1), encoding="utf-8"),
+    )
 
 # %% ../nbs/07b_training.ipynb #ac3af4bc
 class Checkpoint:
-    """The newest complete state of a run: `checkpoints/epoch-0007`, a folder written under another name and renamed when it is whole.
+    """The newest complete state of a run: `checkpoints/epoch-0007`, a folder
+    written under another name and renamed when it is whole.
 
-    Holds the weights with the optimizer's state and step (`state.weights.h5`) and the history so far (`history.json`). Older ones are deleted afterwards.
+    Holds the weights with the optimizer's state and step (`state.weights.h5`) and
+    the history so far (`history.json`). Older ones are deleted afterwards.
     """
-    def __init__(self,
+
+    def __init__(
+        self,
         run: str | Path,  # folder of the run
-    ): self.folder = Path(run) / "checkpoints"
+    ):
+        self.folder = Path(run) / "checkpoints"
 
     def newest(self) -> Path | None:
         "The folder of the last complete epoch, or `None`."
-        return max(self.folder.glob("epoch-*"), key=lambda p: int(p.name.removeprefix("epoch-")), default=None)
+        return max(
+            self.folder.glob("epoch-*"),
+            key=lambda p: int(p.name.removeprefix("epoch-")),
+            default=None,
+        )
 
-    def save(self,
-        trainer,        # compiled, with its weights and its optimizer
-        epoch: int,     # complete epochs
+    def save(
+        self,
+        trainer,  # compiled, with its weights and its optimizer
+        epoch: int,  # complete epochs
         history: list,  # one entry for each of them
     ):
         "Keeps the state after `epoch` complete epochs."
-        beside, target = self.folder / f".epoch-{epoch:04d}", self.folder / f"epoch-{epoch:04d}"
-        for stale in self.folder.glob(".epoch-*"): shutil.rmtree(stale)
+        beside, target = (
+            self.folder / f".epoch-{epoch:04d}",
+            self.folder / f"epoch-{epoch:04d}",
+        )
+        for stale in self.folder.glob(".epoch-*"):
+            shutil.rmtree(stale)
         beside.mkdir(parents=True)
         trainer.save_weights(beside / "state.weights.h5")
-        (beside / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
-        if target.exists(): shutil.rmtree(target)
+        (beside / "history.json").write_text(
+            json.dumps(history, indent=1), encoding="utf-8"
+        )
+        if target.exists():
+            shutil.rmtree(target)
         os.replace(beside, target)
         for old in self.folder.glob("epoch-*"):
-            if old != target: shutil.rmtree(old.rename(old.with_name(f".{old.name}")))  # first out of sight: deleting takes a moment
+            # first out of sight: deleting takes a moment
+            if old != target:
+                shutil.rmtree(old.rename(old.with_name(f".{old.name}")))
 
-    def load(self,
-        trainer,        # compiled and built; changed in place
-    ) -> list:          # the history, one entry for each complete epoch
+    def load(
+        self,
+        trainer,  # compiled and built; changed in place
+    ) -> list:  # the history, one entry for each complete epoch
         "Puts the newest state into `trainer`; `[]` where there is none."
         newest = self.newest()
-        if newest is None: return []
+        if newest is None:
+            return []
         trainer.optimizer.build(trainer.trainable_variables)
         trainer.load_weights(newest / "state.weights.h5")
         return json.loads((newest / "history.json").read_text(encoding="utf-8"))
@@ -166,245 +258,547 @@ class Checkpoint:
 # %% ../nbs/07b_training.ipynb #8211b908
 class _Progress(keras.callbacks.Callback):
     "One bar over the whole run, with the losses and the time left."
-    def __init__(self, steps, done): super().__init__(); self.steps, self.done = steps, done
+
+    def __init__(self, steps, done):
+        super().__init__()
+        self.steps, self.done = steps, done
 
     def on_train_begin(self, logs=None):
         # A log file gets a line now and then, a terminal a moving bar.
-        self.bar = tqdm(total=self.steps * self.params["epochs"], initial=self.steps * self.done, unit="step", mininterval=0.3 if sys.stderr.isatty() else 15, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=self.steps * self.params["epochs"],
+            initial=self.steps * self.done,
+            unit="step",
+            mininterval=0.3 if sys.stderr.isatty() else 15,
+            dynamic_ncols=True,
+        )
 
-    def on_epoch_begin(self, epoch, logs=None): self.bar.set_description(f"epoch {epoch + 1}/{self.params['epochs']}", refresh=False)
+    def on_epoch_begin(self, epoch, logs=None):
+        self.bar.set_description(
+            f"epoch {epoch + 1}/{self.params['epochs']}", refresh=False
+        )
 
     def on_train_batch_end(self, batch, logs=None):
-        self.bar.set_postfix({k: f"{float(v):.3f}" for k, v in logs.items()}, refresh=False)
+        self.bar.set_postfix(
+            {k: f"{float(v):.3f}" for k, v in logs.items()}, refresh=False
+        )
         self.bar.update()
 
-    def on_train_end(self, logs=None): self.bar.close()
+    def on_train_end(self, logs=None):
+        self.bar.close()
 
 
 class _StopWhenNotFinite(keras.callbacks.Callback):
-    "Ends the run at the first loss that isn't a number, with the names of the batch's files, or after an epoch that ruined a weight."
-    def __init__(self, generator): super().__init__(); self.generator = generator
+    """Ends the run at the first loss that isn't a number, with the names of the
+    batch's files, or after an epoch that ruined a weight.
+    """
 
-    REMEDY = "lower the learning rate, lengthen warmup_steps, cut gradients harder with clip_norm, or train with precision='float32'."
+    def __init__(self, generator):
+        super().__init__()
+        self.generator = generator
+
+    REMEDY = (
+        "lower the learning rate, lengthen warmup_steps, cut gradients harder"
+        " with clip_norm, or train with precision='float32'."
+    )
 
     def on_train_batch_end(self, batch, logs=None):
         if not math.isfinite(float(logs["loss"])):
             files = ", ".join(str(f) for f in self.generator.files(batch))
-            raise FloatingPointError(f"the loss is {float(logs['loss'])} after step {batch + 1} of this epoch, whose pictures were {files}. Look at their boxes; else {self.REMEDY}")
+            raise FloatingPointError(
+                f"the loss is {float(logs['loss'])} after step {batch + 1} of"
+                f" this epoch, whose pictures were {files}. Look at their boxes;"
+                f" else {self.REMEDY}"
+            )
 
     def on_epoch_end(self, epoch, logs=None):
-        broken = [w.path for w in self.model.trainable_variables if not bool(ops.all(ops.isfinite(w)))]
-        if broken: raise FloatingPointError(f"{len(broken)} of the network's weights are no longer finite after epoch {epoch + 1}, the first is {broken[0]}: {self.REMEDY}")
+        broken = [
+            w.path
+            for w in self.model.trainable_variables
+            if not bool(ops.all(ops.isfinite(w)))
+        ]
+        if broken:
+            raise FloatingPointError(
+                f"{len(broken)} of the network's weights are no longer finite"
+                f" after epoch {epoch + 1}, the first is {broken[0]}:"
+                f" {self.REMEDY}"
+            )
 
 # %% ../nbs/07b_training.ipynb #d806481c
 @contextmanager
 def _undisturbed():
-    "A first Ctrl-C inside the block is obeyed after it, a second one at once. Where Ctrl-C is ignored, or outside the main thread, nothing is changed."
+    """A first Ctrl-C inside the block is obeyed after it, a second one at once.
+
+    Where Ctrl-C is ignored, or outside the main thread, nothing is changed.
+    """
     asked, before = [], signal.getsignal(signal.SIGINT)
+
     def later(number, frame):
-        if asked: before(number, frame)
+        if asked:
+            before(number, frame)
         asked.append((number, frame))
-        print("\nkeeping the books of this epoch first; Ctrl-C once more stops at once", file=sys.stderr)
-    mine = callable(before) and threading.current_thread() is threading.main_thread()
-    if mine: signal.signal(signal.SIGINT, later)
-    try: yield
+        print(
+            "\nkeeping the books of this epoch first; Ctrl-C once more stops at"
+            " once",
+            file=sys.stderr,
+        )
+
+    mine = (
+        callable(before) and threading.current_thread() is threading.main_thread()
+    )
+    if mine:
+        signal.signal(signal.SIGINT, later)
+    try:
+        yield
     finally:
-        if mine: signal.signal(signal.SIGINT, before)
-    if asked: before(*asked[0])
+        if mine:
+            signal.signal(signal.SIGINT, before)
+    if asked:
+        before(*asked[0])
 
 
-def _best(history): return max((e["val_voc07_map"] for e in history if e.get("val_voc07_map", math.nan) >= 0), default=-1.0)
+def _best(history):
+    return max(
+        (
+            e["val_voc07_map"]
+            for e in history
+            if e.get("val_voc07_map", math.nan) >= 0
+        ),
+        default=-1.0,
+    )
 
 
 def _exhausted(history, patience):
-    "Whether the last `patience` measurements were no better than one before them. A function of the history alone, so a resumed run decides alike."
-    scores = [e["val_voc07_map"] if "val_voc07_map" in e else None for e in history]
+    """Whether the last `patience` measurements were no better than one before
+    them.
+
+    A function of the history alone, so a resumed run decides alike.
+    """
+    scores = [
+        e["val_voc07_map"] if "val_voc07_map" in e else None for e in history
+    ]
     scores = [s for s in scores if s is not None]
-    if patience is None or len(scores) <= patience: return False
+    if patience is None or len(scores) <= patience:
+        return False
     return not max(scores[-patience:]) > max(scores[:-patience])
 
 
-def _copied(model): return [np.array(w) for w in model.get_weights()]
+def _copied(model):
+    return [np.array(w) for w in model.get_weights()]
 
 
 class _Bookkeeping(keras.callbacks.Callback):
-    "After every epoch: validation, history, the best and the last model, and the state to resume from."
-    def __init__(self, run, history, validation, validate_every, checkpoint, generator, log):
+    """After every epoch: validation, history, the best and the last model, and
+    the state to resume from.
+    """
+
+    def __init__(
+        self, run, history, validation, validate_every, checkpoint, generator, log
+    ):
         super().__init__()
-        self.run, self.history, self.validation, self.every, self.checkpoint, self.generator, self.log = Path(run), history, validation, validate_every, checkpoint, generator, log
+        (
+            self.run,
+            self.history,
+            self.validation,
+            self.every,
+            self.checkpoint,
+            self.generator,
+            self.log,
+        ) = (
+            Path(run),
+            history,
+            validation,
+            validate_every,
+            checkpoint,
+            generator,
+            log,
+        )
         self.detector = None
 
-    def on_epoch_begin(self, epoch, logs=None): self.started = time.time()
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.time()
 
     def on_epoch_end(self, epoch, logs=None):
-        with _undisturbed(): entry = self.keep(epoch, logs)
+        with _undisturbed():
+            entry = self.keep(epoch, logs)
         if _exhausted(self.history, self.model.hyperparameters.patience):
             self.model.stop_training = True
-            if self.log: tqdm.write(f"stopping: the mAP has not risen above {_best(self.history):.3f} in the last {self.model.hyperparameters.patience} measurements", file=sys.stdout)
+            if self.log:
+                tqdm.write(
+                    "stopping: the mAP has not risen above"
+                    f" {_best(self.history):.3f} in the last"
+                    f" {self.model.hyperparameters.patience} measurements",
+                    file=sys.stdout,
+                )
 
     def keep(self, epoch, logs):
         trainer, last = self.model, epoch + 1 == self.params["epochs"]
-        entry = {"epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}, "learning_rate": float(trainer.optimizer.learning_rate),
-                 "seconds": round(time.time() - self.started, 2), "waiting": round(self.generator.waiting, 3)}
-        # With a moving average, the weights that go on learning are not those that are tested and kept.
-        raw = _copied(trainer.model) if trainer.hyperparameters.ema_momentum else None
+        entry = {
+            "epoch": epoch + 1,
+            **{k: float(v) for k, v in logs.items()},
+            "learning_rate": float(trainer.optimizer.learning_rate),
+            "seconds": round(time.time() - self.started, 2),
+            "waiting": round(self.generator.waiting, 3),
+        }
+        # With a moving average, the weights that go on learning are not those
+        # that are tested and kept.
+        raw = (
+            _copied(trainer.model)
+            if trainer.hyperparameters.ema_momentum
+            else None
+        )
         if raw:
             trainer.optimizer.finalize_variable_values(trainer.trainable_weights)
-            trainer.model.set_weights(_copied(trainer.model))  # under JAX they are the optimizer's very arrays now, and prediction gives its arrays away
-        if self.validation is not None and (last or (epoch + 1) % self.every == 0):
-            report = evaluate(current_detector(trainer, self), self.validation, progress=False, coco=False)
-            logs["val_voc07_map"] = entry["val_voc07_map"] = float(report.voc07_map)  # also for callbacks that come later
-            if not entry["val_voc07_map"] <= _best(self.history): save_atomically(self.run / "best.keras", trainer.model.save)
+            # under JAX they are the optimizer's very arrays now, and prediction
+            # gives its arrays away
+            trainer.model.set_weights(_copied(trainer.model))
+        if self.validation is not None and (
+            last or (epoch + 1) % self.every == 0
+        ):
+            report = evaluate(
+                current_detector(trainer, self),
+                self.validation,
+                progress=False,
+                coco=False,
+            )
+            # also for callbacks that come later
+            logs["val_voc07_map"] = entry["val_voc07_map"] = float(
+                report.voc07_map
+            )
+            if not entry["val_voc07_map"] <= _best(self.history):
+                save_atomically(self.run / "best.keras", trainer.model.save)
         save_atomically(self.run / "last.keras", trainer.model.save)
-        if raw: trainer.model.set_weights(raw)
+        if raw:
+            trainer.model.set_weights(raw)
         self.history.append(entry)
         _write_json(self.run / "history.json", self.history)
         self.checkpoint.save(trainer, epoch + 1, self.history)
         if self.log:
-            numbers = "  ".join(f"{k} {v:.4f}" for k, v in entry.items() if k not in ("epoch", "seconds", "learning_rate", "waiting"))
-            tqdm.write(f"epoch {epoch + 1}/{self.params['epochs']}  {numbers}  {entry['seconds']:.0f} s, {entry['waiting']:.0%} of it waiting for pictures", file=sys.stdout)
+            numbers = "  ".join(
+                f"{k} {v:.4f}"
+                for k, v in entry.items()
+                if k not in ("epoch", "seconds", "learning_rate", "waiting")
+            )
+            tqdm.write(
+                f"epoch {epoch + 1}/{self.params['epochs']}  {numbers} "
+                f" {entry['seconds']:.0f} s, {entry['waiting']:.0%} of it waiting"
+                " for pictures",
+                file=sys.stdout,
+            )
 
 
 def current_detector(
-    trainer,  # a `RetinaNetTrainer`
-    cache,    # any object with an attribute `detector`: `None` at first, then the detector built once
-):            # a `Detector` in float32
+    trainer,  # a RetinaNetTrainer
+    # any object with an attribute detector: None at first, then the detector
+    # built once
+    cache,
+):  # a Detector in float32
     "A detector with the trainer's weights of this moment."
-    if cache.detector is None: cache.detector = retinanet_box(trainer)
-    inner = next(layer for layer in cache.detector.layers if isinstance(layer, keras.Model))
-    if inner is not trainer.model: inner.set_weights(trainer.model.get_weights())  # trained in bfloat16, tested in float32
+    if cache.detector is None:
+        cache.detector = retinanet_box(trainer)
+    inner = next(
+        layer for layer in cache.detector.layers if isinstance(layer, keras.Model)
+    )
+    # trained in bfloat16, tested in float32
+    if inner is not trainer.model:
+        inner.set_weights(trainer.model.get_weights())
     return cache.detector
 
 # %% ../nbs/07b_training.ipynb #23ff267f
 def plot_history(
-    history: list,  # of a `Run`, or read from history.json
-):                  # a matplotlib figure
-    "The losses of every epoch and, where it was measured, the mAP on the validation pictures."
+    history: list,  # of a Run, or read from history.json
+):  # a matplotlib figure
+    """The losses of every epoch and, where it was measured, the mAP on the
+    validation pictures.
+    """
     from matplotlib.figure import Figure
     from retinanet_nb.pictures import ACCENT, INK, NEGATIVE, POSITIVE
+
     measured = [e for e in history if "val_voc07_map" in e]
     figure = Figure(figsize=(9 if measured else 5, 3), layout="constrained")
     axes = figure.subplots(1, 2 if measured else 1, squeeze=False)[0]
     epochs = [e["epoch"] for e in history]
-    for key, color in (("loss", INK), ("classification", ACCENT), ("box", NEGATIVE)):
-        axes[0].plot(epochs, [e[key] for e in history], color=color, label=key, marker="." if len(epochs) < 30 else None)
+    for key, color in (
+        ("loss", INK),
+        ("classification", ACCENT),
+        ("box", NEGATIVE),
+    ):
+        axes[0].plot(
+            epochs,
+            [e[key] for e in history],
+            color=color,
+            label=key,
+            marker="." if len(epochs) < 30 else None,
+        )
     axes[0].set(xlabel="epoch", ylabel="loss", ylim=(0, None))
     axes[0].legend()
     if measured:
-        axes[1].plot([e["epoch"] for e in measured], [e["val_voc07_map"] for e in measured], color=POSITIVE, marker=".")
+        axes[1].plot(
+            [e["epoch"] for e in measured],
+            [e["val_voc07_map"] for e in measured],
+            color=POSITIVE,
+            marker=".",
+        )
         axes[1].set(xlabel="epoch", ylabel="VOC07 mAP at IoU 0.5", ylim=(0, 1))
     return figure
 
 # %% ../nbs/07b_training.ipynb #6b18d463
 @dataclass(frozen=True)
 class Run:
-    "What `train` leaves: the training `model` (best where there was validation, else last), the `history` of the epochs, and the files of the run."
-    model: keras.Model   # ready for `retinanet_box`
-    history: list        # a dict an epoch: epoch, loss, classification, box, learning_rate, seconds, waiting (share of them), val_voc07_map where validated
-    folder: Path         # config.json, history.json, curves.png, best.keras, last.keras, detector.keras, checkpoints/
-    detector: Path       # the detector's file, for `load_detector`
+    """What `train` leaves: the training `model` (best where there was validation,
+    else last), the `history` of the epochs, and the files of the run.
+    """
+
+    model: keras.Model  # ready for retinanet_box
+    # a dict an epoch: epoch, loss, classification, box, learning_rate, seconds,
+    # waiting (share of them), val_voc07_map where validated
+    history: list
+    # config.json, history.json, curves.png, best.keras, last.keras,
+    # detector.keras, checkpoints/
+    folder: Path
+    detector: Path  # the detector's file, for load_detector
     interrupted: bool = False  # whether Ctrl-C ended it
 
-    def __repr__(self): return f"Run(folder={str(self.folder)!r}, epochs={len(self.history)}, loss={self.history[-1]['loss']:.4f})" if self.history else f"Run(folder={str(self.folder)!r}, epochs=0)"
+    def __repr__(self):
+        return (
+            f"Run(folder={str(self.folder)!r}, epochs={len(self.history)},"
+            f" loss={self.history[-1]['loss']:.4f})"
+            if self.history
+            else f"Run(folder={str(self.folder)!r}, epochs=0)"
+        )
 
 
 def build_trainer(
-    class_names,                        # label → name
-    hyperparameters: HyperParameters,   # precision, weights to start from, seed, …
-    optimizer,                          # of `make_optimizer`
-    load_weights: bool = True,          # those of `hyperparameters.weights`; False where a checkpoint follows
+    class_names,  # label → name
+    # precision, weights to start from, seed, …
+    hyperparameters: HyperParameters,
+    optimizer,  # of make_optimizer
+    # those of hyperparameters.weights; False where a checkpoint follows
+    load_weights: bool = True,
 ) -> RetinaNetTrainer:
-    "A fresh network and its trainer, compiled and built, in the precision asked for; the caller's own dtype policy is given back."
+    """A fresh network and its trainer, compiled and built, in the precision asked
+    for; the caller's own dtype policy is given back.
+    """
     h, names = hyperparameters, list(class_names)
     keras.utils.set_random_seed(h.seed)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(h.precision)
-    try: trainer = RetinaNetTrainer(retinanet_model(len(names), h, names, weights=h.weights if load_weights else None))
-    finally: keras.config.set_dtype_policy(policy)
-    # XLA pays on accelerators and under JAX; on processors TensorFlow's own graphs are faster.
-    trainer.compile(optimizer=optimizer, jit_compile=keras.backend.backend() == "jax")
+    try:
+        trainer = RetinaNetTrainer(
+            retinanet_model(
+                len(names), h, names, weights=h.weights if load_weights else None
+            )
+        )
+    finally:
+        keras.config.set_dtype_policy(policy)
+    # XLA pays on accelerators and under JAX; on processors TensorFlow's own
+    # graphs are faster.
+    trainer.compile(
+        optimizer=optimizer, jit_compile=keras.backend.backend() == "jax"
+    )
     trainer.build((None, *h.image_size, 3))
-    trainer.optimizer.build(trainer.trainable_variables)  # else TensorFlow makes its variables inside the step, and traces that twice
+    # else TensorFlow makes its variables inside the step, and traces that twice
+    trainer.optimizer.build(trainer.trainable_variables)
     return trainer
 
 
 def _tensorboard(folder):
     "Keras's TensorBoard callback, or an `ImportError` that says what is missing."
     try:
-        import tensorboard  # noqa: F401  TensorFlow writes summaries through it, and Keras asks for TensorFlow only later
+        # noqa: F401  TensorFlow writes summaries through it, and Keras asks for
+        # TensorFlow only later
+        import tensorboard
         import tensorflow.summary  # noqa: F401
-        return keras.callbacks.TensorBoard(log_dir=str(folder / "tensorboard"), write_graph=False)
-    except ImportError as e: raise ImportError(f"tensorboard=True needs TensorFlow and TensorBoard ({e}): pip install tensorflow tensorboard") from None
+
+        return keras.callbacks.TensorBoard(
+            log_dir=str(folder / "tensorboard"), write_graph=False
+        )
+    except ImportError as e:
+        raise ImportError(
+            f"tensorboard=True needs TensorFlow and TensorBoard ({e}): pip"
+            " install tensorflow tensorboard"
+        ) from None
 
 
 def train(
-    dataset,                            # a sequence of `Record` with `.class_names`
-    hyperparameters: HyperParameters,   # of the network and of its training
-    validation=None,                    # a data set to measure the mAP on
-    run=None,                           # folder of the run; `None`: runs/ and the time of day
-    resume: bool = False,               # go on with the run in that folder
-    callbacks=(),                       # Keras callbacks to add
-    validate_every: int = 1,            # epochs between two measurements
-    workers: int | None = None,         # threads that read pictures; `None`: as many as the generator likes
-    progress: bool = True,              # a bar, and a line for every epoch
-    tensorboard: bool = False,          # also write what TensorBoard shows, into the run's folder
-    about: dict | None = None,          # anything to remember in config.json, such as where the data lies; plain values
+    dataset,  # a sequence of Record with .class_names
+    hyperparameters: HyperParameters,  # of the network and of its training
+    validation=None,  # a data set to measure the mAP on
+    # folder of the run; None: runs/ and the time of day
+    run=None,
+    resume: bool = False,  # go on with the run in that folder
+    callbacks=(),  # Keras callbacks to add
+    validate_every: int = 1,  # epochs between two measurements
+    # threads that read pictures; None: as many as the generator likes
+    workers: int | None = None,
+    progress: bool = True,  # a bar, and a line for every epoch
+    # also write what TensorBoard shows, into the run's folder
+    tensorboard: bool = False,
+    # anything to remember in config.json, such as where the data lies; plain
+    # values
+    about: dict | None = None,
 ) -> Run:
-    """Trains a RetinaNet on `dataset` and leaves everything about it in one folder.
+    """Trains a RetinaNet on `dataset` and leaves everything about it in one
+    folder.
 
-    After every epoch the last model, the best one (by VOC07 mAP on `validation`) and the whole state are written, each atomically, so that
-    `resume=True` goes on where the last complete epoch ended. Ctrl-C ends the run in order; so does `hyperparameters.patience`, when the mAP no longer rises. Raises `ValueError` for an empty data set,
-    for a folder that holds another run, for hyperparameters, classes or pictures unlike those of the run to be resumed, and for a picture that cannot be read, naming it;
-    `FloatingPointError` when the loss isn't finite, naming the pictures.
+    After every epoch the last model, the best one (by VOC07 mAP on `validation`)
+    and the whole state are written, each atomically, so that `resume=True` goes
+    on where the last complete epoch ended. Ctrl-C ends the run in order; so does
+    `hyperparameters.patience`, when the mAP no longer rises. Raises `ValueError`
+    for an empty data set, for a folder that holds another run, for
+    hyperparameters, classes or pictures unlike those of the run to be resumed,
+    and for a picture that cannot be read, naming it; `FloatingPointError` when
+    the loss isn't finite, naming the pictures.
     """
     h = hyperparameters
-    if not len(dataset): raise ValueError("the data set for training holds no picture")
-    folder = Path(run) if run is not None else Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    if not len(dataset):
+        raise ValueError("the data set for training holds no picture")
+    folder = (
+        Path(run)
+        if run is not None
+        else Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    )
     config_file, names = folder / "config.json", list(dataset.class_names)
-    files = hashlib.sha256("\n".join(Path(r.image).name for r in dataset).encode()).hexdigest()[:16]
-    config = {"class_names": names, "pictures": len(dataset), "files": files, "validation_pictures": len(validation) if validation is not None else 0,
-              "hyperparameters": json.loads(h.to_json()), "engine": keras.backend.backend(), "keras": keras.__version__, "retinanet_nb": __version__, **(about or {})}
-    if h.patience is not None and validation is None: raise ValueError("patience waits for a better mAP, which needs pictures for validation: give some, or leave patience out")
+    files = hashlib.sha256(
+        "\n".join(Path(r.image).name for r in dataset).encode()
+    ).hexdigest()[:16]
+    config = {
+        "class_names": names,
+        "pictures": len(dataset),
+        "files": files,
+        "validation_pictures": len(validation) if validation is not None else 0,
+        "hyperparameters": json.loads(h.to_json()),
+        "engine": keras.backend.backend(),
+        "keras": keras.__version__,
+        "retinanet_nb": __version__,
+        **(about or {}),
+    }
+    if h.patience is not None and validation is None:
+        raise ValueError(
+            "patience waits for a better mAP, which needs pictures for"
+            " validation: give some, or leave patience out"
+        )
     if resume:
-        if not config_file.exists(): raise ValueError(f"there is no run to resume in {folder}: it holds no config.json")
+        if not config_file.exists():
+            raise ValueError(
+                f"there is no run to resume in {folder}: it holds no config.json"
+            )
         before = json.loads(config_file.read_text(encoding="utf-8"))
         # From JSON and back, because a file knows no tuples.
-        differ = [k for k in config["hyperparameters"] if before["hyperparameters"].get(k, config["hyperparameters"][k]) != config["hyperparameters"][k]]
-        if before["class_names"] != names: raise ValueError(f"the run in {folder} was trained on the classes {before['class_names']}, and the data set has {names}")
-        if (before.get("pictures"), before.get("files", files)) != (len(dataset), files):
-            raise ValueError(f"the run in {folder} began with {before.get('pictures')} pictures, and the data set has now {len(dataset)}{', of other names' if before.get('pictures') == len(dataset) else ''}: "
-                             "with other pictures it would not be the same run. Begin another one, for example with weights of its last.keras")
-        if differ: raise ValueError(f"the run in {folder} was started with other hyperparameters ({', '.join(differ)}): resume it with those of its config.json, or choose another folder")
-    elif config_file.exists(): raise ValueError(f"{folder} holds a run already: resume it, or choose another folder")
+        differ = [
+            k
+            for k in config["hyperparameters"]
+            if before["hyperparameters"].get(k, config["hyperparameters"][k])
+            != config["hyperparameters"][k]
+        ]
+        if before["class_names"] != names:
+            raise ValueError(
+                f"the run in {folder} was trained on the classes"
+                f" {before['class_names']}, and the data set has {names}"
+            )
+        if (before.get("pictures"), before.get("files", files)) != (
+            len(dataset),
+            files,
+        ):
+            raise ValueError(
+                f"the run in {folder} began with {before.get('pictures')}"
+                " pictures, and the data set has now"
+                f" {len(dataset)}{', of other names' if before.get('pictures') == len(dataset) else ''}:"
+                " with other pictures it would not be the same run. Begin"
+                " another one, for example with weights of its last.keras"
+            )
+        if differ:
+            raise ValueError(
+                f"the run in {folder} was started with other hyperparameters"
+                f" ({', '.join(differ)}): resume it with those of its"
+                " config.json, or choose another folder"
+            )
+    elif config_file.exists():
+        raise ValueError(
+            f"{folder} holds a run already: resume it, or choose another folder"
+        )
 
     checkpoint = Checkpoint(folder)
-    going_on = resume and checkpoint.newest() is not None  # a run that was cut in its first epoch starts as it did before
-    generator = train_generator(dataset, h, h.batch_size, training=True, seed=h.seed, workers=workers)
-    trainer = build_trainer(names, h, make_optimizer(h, h.epochs * len(generator)), load_weights=not going_on)
+    # a run that was cut in its first epoch starts as it did before
+    going_on = resume and checkpoint.newest() is not None
+    generator = train_generator(
+        dataset, h, h.batch_size, training=True, seed=h.seed, workers=workers
+    )
+    trainer = build_trainer(
+        names,
+        h,
+        make_optimizer(h, h.epochs * len(generator)),
+        load_weights=not going_on,
+    )
     model = trainer.model
     history = checkpoint.load(trainer) if going_on else []
     folder.mkdir(parents=True, exist_ok=True)
-    if tensorboard: board = _tensorboard(folder)  # before anything is written
-    if not resume: _write_json(config_file, config)
-    elif about: _write_json(config_file, {**before, **about})  # what was said now, for the next time
+    if tensorboard:
+        board = _tensorboard(folder)  # before anything is written
+    if not resume:
+        _write_json(config_file, config)
+    # what was said now, for the next time
+    elif about:
+        _write_json(config_file, {**before, **about})
     for left in folder.iterdir():  # half files of a process that was killed
-        if re.fullmatch(r"\.\d+-(config\.json|history\.json|curves\.png|(best|last|detector)\.keras)", left.name): left.unlink()
+        if re.fullmatch(
+            r"\.\d+-(config\.json|history\.json|curves\.png|(best|last|detector)\.keras)",
+            left.name,
+        ):
+            left.unlink()
     generator.set_epoch(len(history))
-    books = _Bookkeeping(folder, history, validation, validate_every, checkpoint, generator, progress)
-    between = [_StopWhenNotFinite(generator), *([_Progress(len(generator), len(history))] if progress else []), books, *callbacks]
-    if tensorboard: between.append(board)
+    books = _Bookkeeping(
+        folder,
+        history,
+        validation,
+        validate_every,
+        checkpoint,
+        generator,
+        progress,
+    )
+    between = [
+        _StopWhenNotFinite(generator),
+        *([_Progress(len(generator), len(history))] if progress else []),
+        books,
+        *callbacks,
+    ]
+    if tensorboard:
+        between.append(board)
     interrupted = False
     try:
-        if not _exhausted(history, h.patience): trainer.fit(generator, epochs=h.epochs, initial_epoch=len(history), shuffle=False, verbose=0, callbacks=between)
+        if not _exhausted(history, h.patience):
+            trainer.fit(
+                generator,
+                epochs=h.epochs,
+                initial_epoch=len(history),
+                shuffle=False,
+                verbose=0,
+                callbacks=between,
+            )
     except KeyboardInterrupt:
         interrupted = len(history) < h.epochs
-        if interrupted: print(f"\nstopped; complete epochs: {len(history)}; go on with resume=True and run={str(folder)!r}", file=sys.stderr)
+        if interrupted:
+            print(
+                f"\nstopped; complete epochs: {len(history)}; go on with"
+                f" resume=True and run={str(folder)!r}",
+                file=sys.stderr,
+            )
     except Exception:
-        if generator.error is not None: raise generator.error from None  # an engine wraps it in an error of its own, pages long
+        # an engine wraps it in an error of its own, pages long
+        if generator.error is not None:
+            raise generator.error from None
         raise
-    finally: generator.close()
-    kept = next((p for p in (folder / "best.keras", folder / "last.keras") if p.exists()), None)
-    if kept is not None: model = read_model(kept)
-    detector = save_atomically(folder / "detector.keras", retinanet_box(model).save)
-    if history: save_atomically(folder / "curves.png", plot_history(history).savefig)
+    finally:
+        generator.close()
+    kept = next(
+        (p for p in (folder / "best.keras", folder / "last.keras") if p.exists()),
+        None,
+    )
+    if kept is not None:
+        model = read_model(kept)
+    detector = save_atomically(
+        folder / "detector.keras", retinanet_box(model).save
+    )
+    if history:
+        save_atomically(folder / "curves.png", plot_history(history).savefig)
     return Run(model, history, folder, detector, interrupted)

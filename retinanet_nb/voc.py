@@ -7,6 +7,8 @@ __all__ = ['VOC_ARCHIVES', 'VOC_ADDRESS', 'Record', 'DataReport', 'Records', 'An
            'turn_boxes', 'VOCDataset', 'COCODataset', 'CSVDataset', 'fetch', 'unpack', 'download_voc']
 
 # %% ../nbs/06a_voc.ipynb #1541b3b6
+#| code-fold: true
+#| code-summary: "Imports"
 import csv
 import hashlib
 import io
@@ -34,15 +36,20 @@ from .hyperparameters import VOC_CLASSES
 # %% ../nbs/06a_voc.ipynb #3d41f462
 @dataclass(frozen=True, eq=False)
 class Record:
-    "One picture and its `n` objects; `n` may be 0. Boxes are in pixels of the picture as `read_image` gives it (EXIF rotation applied)."
-    image: Path # the picture's file
-    width: int # pixels
-    height: int # pixels
-    boxes: np.ndarray # (n, 4) float32: x1, y1, x2, y2, edges in pixels
-    labels: np.ndarray # (n,) int32, from 0
-    difficult: np.ndarray = None # (n,) bool; all False when not given
-    crowd: np.ndarray = None # (n,) bool; all False when not given
-    truncated: np.ndarray = None # (n,) bool; all False when not given
+    """One picture and its `n` objects;
+
+    `n` may be 0. Boxes are in pixels of the picture as `read_image` gives it
+    (EXIF rotation applied).
+    """
+
+    image: Path  # the picture's file
+    width: int  # pixels
+    height: int  # pixels
+    boxes: np.ndarray  # (n, 4) float32: x1, y1, x2, y2, edges in pixels
+    labels: np.ndarray  # (n,) int32, from 0
+    difficult: np.ndarray = None  # (n,) bool; all False when not given
+    crowd: np.ndarray = None  # (n,) bool; all False when not given
+    truncated: np.ndarray = None  # (n,) bool; all False when not given
 
     def __post_init__(self):
         boxes = np.asarray(self.boxes, np.float32).reshape(-1, 4)
@@ -50,54 +57,92 @@ class Record:
         put("image", Path(self.image)), put("boxes", boxes)
         put("labels", np.asarray(self.labels, np.int32).reshape(-1))
         if len(self.labels) != len(boxes):
-            raise ValueError(f"{self.image}: {len(boxes)} boxes but {len(self.labels)} labels; a record needs one label for each box.")
+            raise ValueError(
+                f"{self.image}: {len(boxes)} boxes but {len(self.labels)} labels;"
+                " a record needs one label for each box."
+            )
         for name in ("difficult", "crowd", "truncated"):
             flags = getattr(self, name)
-            put(name, np.zeros(len(boxes), bool) if flags is None else np.asarray(flags, bool).reshape(-1))
+            put(
+                name,
+                (
+                    np.zeros(len(boxes), bool)
+                    if flags is None
+                    else np.asarray(flags, bool).reshape(-1)
+                ),
+            )
 
 # %% ../nbs/06a_voc.ipynb #ef40fcd3
 @dataclass
 class DataReport:
-    "What a reader found: counts, and lists of (file, reason) for all that was not taken as it stood. `print` it, or `to_json()`."
-    source: str = "" # what was read
-    strict: bool = False # raise instead of listing
-    class_names: tuple = () # label -> name
-    pictures: int = 0 # pictures read
-    empty: int = 0 # those without any object
-    objects: int = 0 # objects read
-    difficult: int = 0 # of them marked difficult
-    truncated: int = 0 # of them marked truncated
-    crowd: int = 0 # of them marked as a crowd
-    per_class: dict = field(default_factory=dict) # name -> {"pictures", "objects", "difficult", "truncated"}
-    dropped: list = field(default_factory=list) # (file, reason): objects left out
-    clipped: list = field(default_factory=list) # (file, reason): objects cut at the picture's edge
-    refused: list = field(default_factory=list) # (file, reason): pictures left out
-    noted: list = field(default_factory=list) # (file, reason): harmless oddities
+    """What a reader found: counts, and lists of (file, reason) for all that was
+    not taken as it stood.
 
-    def add(self,
-            kind: str, # "dropped", "clipped", "refused" or "noted"
-            file: str, # the culprit
-            reason: str # one clause
-            ):
-        "List `file` under `kind`; a strict report raises `ValueError` instead, except for notes."
-        if self.strict and kind != "noted": raise ValueError(f"{file}: {reason} (strict reading refuses it).")
+    `print` it, or `to_json()`.
+    """
+
+    source: str = ""  # what was read
+    strict: bool = False  # raise instead of listing
+    class_names: tuple = ()  # label -> name
+    pictures: int = 0  # pictures read
+    empty: int = 0  # those without any object
+    objects: int = 0  # objects read
+    difficult: int = 0  # of them marked difficult
+    truncated: int = 0  # of them marked truncated
+    crowd: int = 0  # of them marked as a crowd
+    per_class: dict = field(
+        default_factory=dict
+    )  # name -> {"pictures", "objects", "difficult", "truncated"}
+    dropped: list = field(
+        default_factory=list
+    )  # (file, reason): objects left out
+    clipped: list = field(
+        default_factory=list
+    )  # (file, reason): objects cut at the picture's edge
+    refused: list = field(
+        default_factory=list
+    )  # (file, reason): pictures left out
+    noted: list = field(default_factory=list)  # (file, reason): harmless oddities
+
+    def add(
+        self,
+        kind: str,  # "dropped", "clipped", "refused" or "noted"
+        file: str,  # the culprit
+        reason: str,  # one clause
+    ):
+        """List `file` under `kind`; a strict report raises `ValueError` instead,
+        except for notes.
+        """
+        if self.strict and kind != "noted":
+            raise ValueError(f"{file}: {reason} (strict reading refuses it).")
         getattr(self, kind).append((str(file), reason))
 
-    def count(self,
-              records: Sequence, # of `Record`
-              class_names: tuple # label -> name
-              ):
+    def count(
+        self,
+        records: Sequence,
+        class_names: tuple,  # of Record  # label -> name
+    ):
         "Fill in the counts from `records`; returns the report itself."
         self.class_names = tuple(class_names)
-        per = [dict(pictures=0, objects=0, difficult=0, truncated=0) for _ in self.class_names]
+        per = [
+            dict(pictures=0, objects=0, difficult=0, truncated=0)
+            for _ in self.class_names
+        ]
         self.pictures = len(records)
         self.empty = sum(len(r.labels) == 0 for r in records)
         for r in records:
-            for label in set(r.labels.tolist()): per[label]["pictures"] += 1
-            for label, difficult, truncated in zip(r.labels.tolist(), r.difficult.tolist(), r.truncated.tolist()):
-                per[label]["objects"] += 1; per[label]["difficult"] += difficult; per[label]["truncated"] += truncated
+            for label in set(r.labels.tolist()):
+                per[label]["pictures"] += 1
+            for label, difficult, truncated in zip(
+                r.labels.tolist(), r.difficult.tolist(), r.truncated.tolist()
+            ):
+                per[label]["objects"] += 1
+                per[label]["difficult"] += difficult
+                per[label]["truncated"] += truncated
             self.crowd += int(r.crowd.sum())
-        self.objects, self.difficult, self.truncated = (sum(c[k] for c in per) for k in ("objects", "difficult", "truncated"))
+        self.objects, self.difficult, self.truncated = (
+            sum(c[k] for c in per) for k in ("objects", "difficult", "truncated")
+        )
         self.per_class = dict(zip(self.class_names, per))
         return self
 
@@ -107,306 +152,702 @@ class DataReport:
 
     def __str__(self):
         w = max([len(n) for n in self.class_names] + [len("all classes")])
-        lines = [f"{self.source}: {self.pictures} pictures ({self.empty} without objects), {len(self.class_names)} classes",
-                 f"{'':{w}}  pictures  objects  difficult  truncated"]
-        rows = [*self.per_class.items(), ("all classes", dict(pictures=self.pictures, objects=self.objects, difficult=self.difficult, truncated=self.truncated))]
-        lines += [f"{n:{w}}  {c['pictures']:8}  {c['objects']:7}  {c['difficult']:9}  {c['truncated']:9}" for n, c in rows]
-        if self.crowd: lines.append(f"{self.crowd} objects are crowds")
-        for kind, what in (("dropped", "objects dropped"), ("clipped", "boxes clipped"), ("refused", "pictures refused"), ("noted", "notes")):
+        lines = [
+            (
+                f"{self.source}: {self.pictures} pictures ({self.empty} without"
+                f" objects), {len(self.class_names)} classes"
+            ),
+            f"{'':{w}}  pictures  objects  difficult  truncated",
+        ]
+        rows = [
+            *self.per_class.items(),
+            (
+                "all classes",
+                dict(
+                    pictures=self.pictures,
+                    objects=self.objects,
+                    difficult=self.difficult,
+                    truncated=self.truncated,
+                ),
+            ),
+        ]
+        lines += [
+            f"{n:{w}}  {c['pictures']:8}  {c['objects']:7}  {c['difficult']:9} "
+            f" {c['truncated']:9}"
+            for n, c in rows
+        ]
+        if self.crowd:
+            lines.append(f"{self.crowd} objects are crowds")
+        for kind, what in (
+            ("dropped", "objects dropped"),
+            ("clipped", "boxes clipped"),
+            ("refused", "pictures refused"),
+            ("noted", "notes"),
+        ):
             found = getattr(self, kind)
             lines.append(f"{what}: {len(found)}")
             lines += [f"  {file}: {reason}" for file, reason in found[:10]]
-            if len(found) > 10: lines.append(f"  … and {len(found) - 10} more")
+            if len(found) > 10:
+                lines.append(f"  … and {len(found) - 10} more")
         return "\n".join(lines)
+
     __repr__ = __str__
 
 # %% ../nbs/06a_voc.ipynb #b4c98801
 class Records(Sequence):
-    "A sequence of `Record` with `.class_names` (tuple of str, label → name) and `.report`; a slice is again one."
-    def __init__(self,
-                 records: Sequence, # of `Record`
-                 class_names: Sequence, # label -> name
-                 report: DataReport = None, # made afresh when not given
-                 ):
+    """A sequence of `Record` with `.class_names` (tuple of str, label → name) and
+    `.report`; a slice is again one.
+    """
+
+    def __init__(
+        self,
+        records: Sequence,  # of Record
+        class_names: Sequence,  # label -> name
+        report: DataReport = None,  # made afresh when not given
+    ):
         self.records, self.class_names = list(records), tuple(class_names)
         for r in self.records:
-            if len(r.labels) and not 0 <= r.labels.min() <= r.labels.max() < len(self.class_names):
-                raise ValueError(f"{r.image}: its labels {sorted(set(r.labels.tolist()))} must lie between 0 and {len(self.class_names) - 1}, one for each of the class names {', '.join(self.class_names)}.")
+            if len(r.labels) and not 0 <= r.labels.min() <= r.labels.max() < len(
+                self.class_names
+            ):
+                raise ValueError(
+                    f"{r.image}: its labels {sorted(set(r.labels.tolist()))} must"
+                    f" lie between 0 and {len(self.class_names) - 1}, one for"
+                    f" each of the class names {', '.join(self.class_names)}."
+                )
         self.report = report or DataReport("records")
         self.report.count(self.records, self.class_names)
-    def __len__(self): return len(self.records)
+
+    def __len__(self):
+        return len(self.records)
+
     def __getitem__(self, i):
-        if isinstance(i, slice): return Records(self.records[i], self.class_names, DataReport(f"part of {self.report.source}"))
+        if isinstance(i, slice):
+            return Records(
+                self.records[i],
+                self.class_names,
+                DataReport(f"part of {self.report.source}"),
+            )
         return self.records[i]
-    def __repr__(self): return f"{type(self).__name__} of {len(self)} pictures, classes {', '.join(self.class_names)}"
+
+    def __repr__(self):
+        return (
+            f"{type(self).__name__} of {len(self)} pictures, classes"
+            f" {', '.join(self.class_names)}"
+        )
 
 # %% ../nbs/06a_voc.ipynb #b53e7fa4
-def _tag(node): return node.tag.rpartition("}")[2].lower()
+def _tag(node):
+    return node.tag.rpartition("}")[2].lower()
+
 
 def _child(node, tag):
     "The first direct child called `tag`, whatever its case, or None."
     return next((c for c in node if _tag(c) == tag), None)
 
+
 def _text(node, tag, default=""):
     child = None if node is None else _child(node, tag)
     return default if child is None else (child.text or "").strip()
 
+
 def _number(node, tag, what):
     text = _text(node, tag, None)
-    if not text: raise ValueError(f"{what} has no <{tag}>")
-    try: value = float(text)
-    except ValueError: value = math.nan
-    if not math.isfinite(value): raise ValueError(f"{what} has {text!r} as <{tag}>, which is not a number")
+    if not text:
+        raise ValueError(f"{what} has no <{tag}>")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{what} has {text!r} as <{tag}>, which is not a number")
     return value
+
 
 def _flag(node, tag, what):
     text = _text(node, tag).lower()
-    if text in ("", "0", "0.0", "false", "no", "unspecified"): return False
-    if text in ("1", "1.0", "true", "yes"): return True
+    if text in ("", "0", "0.0", "false", "no", "unspecified"):
+        return False
+    if text in ("1", "1.0", "true", "yes"):
+        return True
     raise ValueError(f"{what} has {text!r} as <{tag}> instead of 0 or 1")
 
 # %% ../nbs/06a_voc.ipynb #6dc5a5d4
 @dataclass(frozen=True, eq=False)
 class Annotation:
     "What one XML file says, not yet compared with its picture."
-    filename: str # as written there, perhaps wrong, perhaps empty
-    size: tuple # (height, width) as written there, or None
-    names: tuple # n class names
-    boxes: np.ndarray # (n, 4) float64: x1, y1, x2, y2, edges in pixels
-    difficult: np.ndarray # (n,) bool
-    truncated: np.ndarray # (n,) bool
-    dropped: tuple # a reason for each object left out
-    zeros: int # corners written as 0, which do not exist for a writer that counts from 1
 
-def parse_annotation(path: Path, # the XML file
-                     one_based: bool = True, # corners are VOC's 1-based inclusive pixels; False: edges counted from 0
-                     ) -> Annotation:
-    "Read one VOC annotation. Objects whose raw box has no area are dropped; a file that cannot be understood is a `ValueError` that names it."
+    filename: str  # as written there, perhaps wrong, perhaps empty
+    size: tuple  # (height, width) as written there, or None
+    names: tuple  # n class names
+    boxes: np.ndarray  # (n, 4) float64: x1, y1, x2, y2, edges in pixels
+    difficult: np.ndarray  # (n,) bool
+    truncated: np.ndarray  # (n,) bool
+    dropped: tuple  # a reason for each object left out
+    # corners written as 0, which do not exist for a writer that counts from 1
+    zeros: int
+
+
+def parse_annotation(
+    path: Path,  # the XML file
+    # corners are VOC's 1-based inclusive pixels; False: edges
+    # counted from 0
+    one_based: bool = True,
+) -> Annotation:
+    """Read one VOC annotation.
+
+    Objects whose raw box has no area are dropped; a file that cannot be
+    understood is a `ValueError` that names it.
+    """
     path = Path(path)
-    try: root = ElementTree.fromstring(path.read_bytes())
-    except FileNotFoundError: raise FileNotFoundError(f"There is no annotation {path}.") from None
+    try:
+        root = ElementTree.fromstring(path.read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no annotation {path}.") from None
     except (ElementTree.ParseError, ValueError, LookupError) as e:
         raise ValueError(f"{path} is not XML that can be read: {e}.") from None
-    if _tag(root) != "annotation": raise ValueError(f"{path} is not a VOC annotation: its outermost tag is <{root.tag}> instead of <annotation>.")
+    if _tag(root) != "annotation":
+        raise ValueError(
+            f"{path} is not a VOC annotation: its outermost tag is <{root.tag}>"
+            " instead of <annotation>."
+        )
     names, boxes, difficult, truncated, dropped, zeros = [], [], [], [], [], 0
     try:
         for i, node in enumerate((n for n in root if _tag(n) == "object"), 1):
             what = f"object {i}"
             name, box = _text(node, "name"), _child(node, "bndbox")
-            if not name: raise ValueError(f"{what} has no <name>")
+            if not name:
+                raise ValueError(f"{what} has no <name>")
             what += f" ({name})"
-            if box is None: raise ValueError(f"{what} has no <bndbox>")
-            x1, y1, x2, y2 = (_number(box, t, what) for t in ("xmin", "ymin", "xmax", "ymax"))
+            if box is None:
+                raise ValueError(f"{what} has no <bndbox>")
+            x1, y1, x2, y2 = (
+                _number(box, t, what) for t in ("xmin", "ymin", "xmax", "ymax")
+            )
             flags = _flag(node, "difficult", what), _flag(node, "truncated", what)
             if x2 <= x1 or y2 <= y1:
-                dropped.append(f"{what}: the box xmin={x1:g} ymin={y1:g} xmax={x2:g} ymax={y2:g} has no area"); continue
+                dropped.append(
+                    f"{what}: the box xmin={x1:g} ymin={y1:g} xmax={x2:g}"
+                    f" ymax={y2:g} has no area"
+                )
+                continue
             zeros += (x1 == 0) + (y1 == 0)
-            names.append(name); boxes.append((x1 - one_based, y1 - one_based, x2, y2)); difficult.append(flags[0]); truncated.append(flags[1])
+            names.append(name)
+            boxes.append((x1 - one_based, y1 - one_based, x2, y2))
+            difficult.append(flags[0])
+            truncated.append(flags[1])
         size = _child(root, "size")
-        try: size = int(_number(size, "height", "size")), int(_number(size, "width", "size"))
-        except ValueError: size = None
-    except ValueError as e: raise ValueError(f"{path}: {e}.") from None
-    return Annotation(_text(root, "filename"), size, tuple(names), np.array(boxes, np.float64).reshape(-1, 4),
-                      np.array(difficult, bool), np.array(truncated, bool), tuple(dropped), zeros)
+        try:
+            size = (
+                int(_number(size, "height", "size")),
+                int(_number(size, "width", "size")),
+            )
+        except ValueError:
+            size = None
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}.") from None
+    return Annotation(
+        _text(root, "filename"),
+        size,
+        tuple(names),
+        np.array(boxes, np.float64).reshape(-1, 4),
+        np.array(difficult, bool),
+        np.array(truncated, bool),
+        tuple(dropped),
+        zeros,
+    )
 
 # %% ../nbs/06a_voc.ipynb #ed1f168f
-def picture_header(path: Path # a picture's file
-                   ) -> tuple: # ((height, width) as stored, EXIF orientation 1…8)
-    "Size and orientation from the header, in well under a millisecond; `ValueError` with the reason where the file is no picture or is cut short."
+def picture_header(
+    path: Path,  # a picture's file
+) -> tuple:  # ((height, width) as stored, EXIF orientation 1…8)
+    """Size and orientation from the header, in well under a millisecond;
+
+    `ValueError` with the reason where the file is no picture or is cut short.
+    """
     path = Path(path)
     try:
         with warnings.catch_warnings(), Image.open(path) as im:
             warnings.simplefilter("ignore")
             (width, height), kind = im.size, im.format
-            # a PNG is read wholly to look for its EXIF block, and hardly any has one: only ask where it has been seen
-            turn = im.getexif().get(0x0112, 1) if kind != "PNG" or "exif" in im.info else 1
-    except FileNotFoundError: raise
-    except Exception as e: raise ValueError(f"it is not a picture that can be read ({type(e).__name__})") from None
+            # a PNG is read wholly to look for its EXIF block, and hardly any has
+            # one: only ask where it has been seen
+            turn = (
+                im.getexif().get(0x0112, 1)
+                if kind != "PNG" or "exif" in im.info
+                else 1
+            )
+    except FileNotFoundError:
+        raise
+    except Exception as e:
+        raise ValueError(
+            f"it is not a picture that can be read ({type(e).__name__})"
+        ) from None
     end = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(kind)
     if end:
         with open(path, "rb") as f:
             f.seek(-min(32, path.stat().st_size), os.SEEK_END)
             if end not in f.read():
-                # other bytes may follow the end, so look at the whole file; but no JPEG scan may begin after the last end marker
-                f.seek(0); data = f.read()
-                if data.rfind(end) <= (-1 if kind == "PNG" else data.rfind(b"\xff\xda")): raise ValueError(f"the {kind} is cut short: its end is missing")
+                # other bytes may follow the end, so look at the whole file; but
+                # no JPEG scan may begin after the last end marker
+                f.seek(0)
+                data = f.read()
+                if data.rfind(end) <= (
+                    -1 if kind == "PNG" else data.rfind(b"\xff\xda")
+                ):
+                    raise ValueError(
+                        f"the {kind} is cut short: its end is missing"
+                    )
     return (height, width), turn if turn in range(1, 9) else 1
 
-def turn_boxes(boxes: np.ndarray, # (n, 4) x1, y1, x2, y2 on the picture as stored
-               size: tuple, # (height, width) as stored
-               turn: int # EXIF orientation 1…8
-               ) -> np.ndarray: # (n, 4) on the picture as seen
-    "Boxes drawn on the stored pixels of a picture, moved to where they lie once the EXIF orientation is applied."
+
+def turn_boxes(
+    boxes: np.ndarray,  # (n, 4) x1, y1, x2, y2 on the picture as stored
+    size: tuple,  # (height, width) as stored
+    turn: int,  # EXIF orientation 1…8
+) -> np.ndarray:  # (n, 4) on the picture as seen
+    """Boxes drawn on the stored pixels of a picture, moved to where they lie once
+    the EXIF orientation is applied.
+    """
     (h, w), b = size, np.asarray(boxes, np.float64).reshape(-1, 4)
     x1, y1, x2, y2 = b.T
-    return np.stack({1: (x1, y1, x2, y2), 2: (w - x2, y1, w - x1, y2), 3: (w - x2, h - y2, w - x1, h - y1), 4: (x1, h - y2, x2, h - y1),
-                     5: (y1, x1, y2, x2), 6: (h - y2, x1, h - y1, x2), 7: (h - y2, w - x2, h - y1, w - x1), 8: (y1, w - x2, y2, w - x1)}[turn], axis=1)
+    return np.stack(
+        {
+            1: (x1, y1, x2, y2),
+            2: (w - x2, y1, w - x1, y2),
+            3: (w - x2, h - y2, w - x1, h - y1),
+            4: (x1, h - y2, x2, h - y1),
+            5: (y1, x1, y2, x2),
+            6: (h - y2, x1, h - y1, x2),
+            7: (h - y2, w - x2, h - y1, w - x1),
+            8: (y1, w - x2, y2, w - x1),
+        }[turn],
+        axis=1,
+    )
 
 # %% ../nbs/06a_voc.ipynb #f8cf13da
 def _check(report, file, picture, boxes, stated):
-    """Compare boxes with their picture. Returns ((height, width) as seen, clipped boxes, mask of those kept), or None where the picture is refused.
-    `stated` is the (height, width) that the annotation claims, or None."""
-    try: stored, turn = picture_header(picture)
-    except FileNotFoundError: report.add("refused", file, f"there is no picture {picture.name}"); return None
-    except ValueError as e: report.add("refused", file, f"{picture.name}: {e}"); return None
+    """Compare boxes with their picture. Returns ((height, width) as seen, clipped
+    boxes, mask of those kept), or None where the picture is refused. `stated`
+    is the (height, width) that the annotation claims, or None.
+    """
+    try:
+        stored, turn = picture_header(picture)
+    except FileNotFoundError:
+        report.add("refused", file, f"there is no picture {picture.name}")
+        return None
+    except ValueError as e:
+        report.add("refused", file, f"{picture.name}: {e}")
+        return None
     h, w = size = stored[::-1] if turn > 4 else stored
     if stated and 0 not in stated and tuple(stated) != size:
         said = f"it says {stated[1]}×{stated[0]}, the picture is {w}×{h}"
         if turn > 4 and tuple(stated) == stored:
-            boxes = turn_boxes(boxes, stored, turn); report.add("noted", file, f"{said} once turned by its EXIF orientation, and the boxes were turned with it")
-        elif len(boxes) and (boxes[:, 2].max() > w + 1 or boxes[:, 3].max() > h + 1) and boxes[:, 2].max() <= stated[1] + 1 and boxes[:, 3].max() <= stated[0] + 1:
-            report.add("refused", file, f"{said}, and its boxes fit only the former"); return None
-        else: report.add("noted", file, f"{said}; the boxes were taken as pixels of the picture")
-    elif turn != 1 and not (turn > 4 and stated and h != w): # else its size says that it was annotated as seen
-        report.add("noted", file, f"the picture has EXIF orientation {turn}; the boxes were taken as drawn on the turned picture")
+            boxes = turn_boxes(boxes, stored, turn)
+            report.add(
+                "noted",
+                file,
+                f"{said} once turned by its EXIF orientation, and the boxes were"
+                " turned with it",
+            )
+        elif (
+            len(boxes)
+            and (boxes[:, 2].max() > w + 1 or boxes[:, 3].max() > h + 1)
+            and boxes[:, 2].max() <= stated[1] + 1
+            and boxes[:, 3].max() <= stated[0] + 1
+        ):
+            report.add(
+                "refused", file, f"{said}, and its boxes fit only the former"
+            )
+            return None
+        else:
+            report.add(
+                "noted",
+                file,
+                f"{said}; the boxes were taken as pixels of the picture",
+            )
+    # else its size says that it was annotated as seen
+    elif turn != 1 and not (turn > 4 and stated and h != w):
+        report.add(
+            "noted",
+            file,
+            f"the picture has EXIF orientation {turn}; the boxes were taken as"
+            " drawn on the turned picture",
+        )
     clipped = np.clip(boxes, 0, (w, h, w, h))
     keep = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
     for b, c, k in zip(boxes, clipped, keep):
-        if (b == c).all(): continue
+        if (b == c).all():
+            continue
         place = "({:g}, {:g}, {:g}, {:g})".format(*b)
-        if k: report.add("clipped", file, f"box {place} goes beyond the {w}×{h} picture")
-        else: report.add("dropped", file, f"box {place} lies wholly outside the {w}×{h} picture")
+        if k:
+            report.add(
+                "clipped", file, f"box {place} goes beyond the {w}×{h} picture"
+            )
+        else:
+            report.add(
+                "dropped",
+                file,
+                f"box {place} lies wholly outside the {w}×{h} picture",
+            )
     return size, clipped, keep
 
+
 def _choose_names(found, given):
-    "The class names: those given; all of VOC's where only VOC's occur; else those found, sorted."
+    """The class names: those given; all of VOC's where only VOC's occur; else
+    those found, sorted.
+    """
     if given is not None:
         given = (given,) if isinstance(given, str) else tuple(given)
-        if not given or len(set(given)) != len(given): raise ValueError(f"class_names must be different names, at least one; got {given!r}.")
+        if not given or len(set(given)) != len(given):
+            raise ValueError(
+                "class_names must be different names, at least one; got"
+                f" {given!r}."
+            )
         return given
-    return tuple(VOC_CLASSES) if found and found <= set(VOC_CLASSES) else tuple(sorted(found))
+    return (
+        tuple(VOC_CLASSES)
+        if found and found <= set(VOC_CLASSES)
+        else tuple(sorted(found))
+    )
+
 
 def _labels(rows, class_names):
-    "Check the names of all rows (file, names) against `class_names`; returns name -> label."
+    """Check the names of all rows (file, names) against `class_names`; returns
+    name -> label.
+    """
     to_label = {n: i for i, n in enumerate(class_names)}
     bad = [(file, n) for file, names in rows for n in names if n not in to_label]
     if bad:
         files = len({f for f, _ in bad}) - 1
-        raise ValueError(f"{bad[0][0]}: the class {bad[0][1]!r} is not among the class names {', '.join(class_names)}" + (f"; {files} more files have such names." if files else "."))
+        raise ValueError(
+            f"{bad[0][0]}: the class {bad[0][1]!r} is not among the class names"
+            f" {', '.join(class_names)}"
+            + (f"; {files} more files have such names." if files else ".")
+        )
     return to_label
 
+
 def _finish(dataset, rows, given, report):
-    "Turn rows (file, picture, size, names, boxes, difficult, crowd, truncated) into the records of `dataset`."
-    if not rows: raise ValueError(f"{report.source}: no picture could be read" + (f"; the first was refused because of {': '.join(report.refused[0])}." if report.refused else "."))
+    """Turn rows (file, picture, size, names, boxes, difficult, crowd, truncated)
+    into the records of `dataset`.
+    """
+    if not rows:
+        raise ValueError(
+            f"{report.source}: no picture could be read"
+            + (
+                "; the first was refused because of"
+                f" {': '.join(report.refused[0])}."
+                if report.refused
+                else "."
+            )
+        )
     class_names = _choose_names({n for r in rows for n in r[3]}, given)
     to_label = _labels([(r[0], r[3]) for r in rows], class_names)
-    records = [Record(picture, w, h, boxes, [to_label[n] for n in names], difficult, crowd, truncated)
-               for _, picture, (h, w), names, boxes, difficult, crowd, truncated in rows]
+    records = [
+        Record(
+            picture,
+            w,
+            h,
+            boxes,
+            [to_label[n] for n in names],
+            difficult,
+            crowd,
+            truncated,
+        )
+        for _, picture, (h, w), names, boxes, difficult, crowd, truncated in rows
+    ]
     Records.__init__(dataset, records, class_names, report)
 
 # %% ../nbs/06a_voc.ipynb #13dec13c
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
+
 def _contents(folder, n=12):
     "What a folder holds, for error messages."
     found = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
-    return (", ".join(found[:n]) + (f", … ({len(found)} in all)" if len(found) > n else "")) or "nothing"
+    return (
+        ", ".join(found[:n])
+        + (f", … ({len(found)} in all)" if len(found) > n else "")
+    ) or "nothing"
 
-def _is_voc(folder): return (folder / "Annotations").is_dir()
+
+def _is_voc(folder):
+    return (folder / "Annotations").is_dir()
+
 
 def _voc_folders(root):
-    "name -> folder for every VOC directory at `root`, in it, or in its `VOCdevkit`."
+    """name -> folder for every VOC directory at `root`, in it, or in its
+    `VOCdevkit`.
+    """
     root = Path(root)
-    if not root.is_dir(): raise FileNotFoundError(f"There is no directory {root}.")
-    if _is_voc(root): return {root.resolve().name: root}
+    if not root.is_dir():
+        raise FileNotFoundError(f"There is no directory {root}.")
+    if _is_voc(root):
+        return {root.resolve().name: root}
     for base in (root, root / "VOCdevkit"):
-        found = {p.name: p for p in sorted(base.iterdir()) if p.is_dir() and _is_voc(p)} if base.is_dir() else {}
-        if found: return found
-    raise FileNotFoundError(f"{root} is not a VOC directory: it should hold Annotations/, ImageSets/ and JPEGImages/, or folders like VOC2007/ that do; it holds {_contents(root)}.")
+        found = (
+            {
+                p.name: p
+                for p in sorted(base.iterdir())
+                if p.is_dir() and _is_voc(p)
+            }
+            if base.is_dir()
+            else {}
+        )
+        if found:
+            return found
+    raise FileNotFoundError(
+        f"{root} is not a VOC directory: it should hold Annotations/, ImageSets/"
+        " and JPEGImages/, or folders like VOC2007/ that do; it holds"
+        f" {_contents(root)}."
+    )
+
 
 def _split_file(folder, name):
-    return next((p for p in (folder / "ImageSets" / "Main" / f"{name}.txt", folder / "ImageSets" / f"{name}.txt") if p.is_file()), None)
+    return next(
+        (
+            p
+            for p in (
+                folder / "ImageSets" / "Main" / f"{name}.txt",
+                folder / "ImageSets" / f"{name}.txt",
+            )
+            if p.is_file()
+        ),
+        None,
+    )
+
 
 def _splits(root, split):
     "The (folder, split name, list file or None) that `split` asks for."
     folders = _voc_folders(root)
-    if isinstance(split, str): parts = [p.strip() for p in split.split("+")]
-    elif isinstance(split, tuple) and len(split) == 2 and str(split[0]).isdigit(): parts = [split]
-    else: parts = list(split)
+    if isinstance(split, str):
+        parts = [p.strip() for p in split.split("+")]
+    elif isinstance(split, tuple) and len(split) == 2 and str(split[0]).isdigit():
+        parts = [split]
+    else:
+        parts = list(split)
     out = []
     for part in parts:
-        year, name = (str(part[0]), part[1]) if not isinstance(part, str) else (None, part)
+        year, name = (
+            (str(part[0]), part[1]) if not isinstance(part, str) else (None, part)
+        )
         chosen = list(folders.values())
-        if year is None and (m := re.fullmatch(r"(\d{4})_(.+)", name)) and not any(_split_file(f, name) for f in chosen): year, name = m[1], m[2]
+        if (
+            year is None
+            and (m := re.fullmatch(r"(\d{4})_(.+)", name))
+            and not any(_split_file(f, name) for f in chosen)
+        ):
+            year, name = m[1], m[2]
         if year is not None:
-            chosen = [f for n, f in folders.items() if n.lower() in (year, f"voc{year}") or len(folders) == 1 and not re.fullmatch(r"(?i)voc\d{4}", n)]
-            if not chosen: raise FileNotFoundError(f"{root} has no VOC{year}; it has {', '.join(folders)}.")
-        if len(chosen) > 1: raise ValueError(f"{root} holds {', '.join(folders)}; say which one, for example split=\"{next(iter(folders)).removeprefix('VOC')}_{name}\".")
+            chosen = [
+                f
+                for n, f in folders.items()
+                if n.lower() in (year, f"voc{year}")
+                or len(folders) == 1
+                and not re.fullmatch(r"(?i)voc\d{4}", n)
+            ]
+            if not chosen:
+                raise FileNotFoundError(
+                    f"{root} has no VOC{year}; it has {', '.join(folders)}."
+                )
+        if len(chosen) > 1:
+            raise ValueError(
+                f"{root} holds {', '.join(folders)}; say which one, for example"
+                f' split="{next(iter(folders)).removeprefix("VOC")}_{name}".'
+            )
         path = _split_file(chosen[0], name)
         if path is None and name != "all":
-            there = sorted({p.stem for d in ("ImageSets/Main", "ImageSets") for p in (chosen[0] / d).glob("*.txt")})
-            raise FileNotFoundError(f"{chosen[0]} has no split {name!r} in ImageSets/Main; it has {', '.join(there[:40]) or 'none'}, and \"all\" takes every annotation.")
+            there = sorted(
+                {
+                    p.stem
+                    for d in ("ImageSets/Main", "ImageSets")
+                    for p in (chosen[0] / d).glob("*.txt")
+                }
+            )
+            raise FileNotFoundError(
+                f"{chosen[0]} has no split {name!r} in ImageSets/Main; it has"
+                f' {", ".join(there[:40]) or "none"}, and "all" takes every'
+                " annotation."
+            )
         out.append((chosen[0], name, path))
     return out
 
-def _key(name): return unicodedata.normalize("NFC", name)
 
-def _base(name): return PureWindowsPath(name).name # takes both kinds of slash
+def _key(name):
+    return unicodedata.normalize("NFC", name)
+
+
+def _base(name):
+    return PureWindowsPath(name).name  # takes both kinds of slash
+
 
 class _Pictures:
-    "Finds pictures in a folder by file name or stem, whatever the case of the extension or the Unicode form."
+    """Finds pictures in a folder by file name or stem, whatever the case of the
+    extension or the Unicode form.
+    """
+
     def __init__(self, folder):
         self.exact, self.stems, self.lower = {}, {}, {}
-        for p in sorted(folder.iterdir(), key=lambda p: p.name) if folder.is_dir() else ():
-            if p.suffix.lower() not in _PICTURES: continue
-            n = _key(p.name); self.exact[n] = p
-            self.stems.setdefault(n[: -len(p.suffix)], p); self.lower.setdefault(n[: -len(p.suffix)].lower(), p)
+        for p in (
+            sorted(folder.iterdir(), key=lambda p: p.name)
+            if folder.is_dir()
+            else ()
+        ):
+            if p.suffix.lower() not in _PICTURES:
+                continue
+            n = _key(p.name)
+            self.exact[n] = p
+            self.stems.setdefault(n[: -len(p.suffix)], p)
+            self.lower.setdefault(n[: -len(p.suffix)].lower(), p)
+
     def find(self, name):
         n = _key(_base(name))
         stem = n.rpartition(".")[0] if n.lower().endswith(_PICTURES) else n
-        for table, k in ((self.exact, n), (self.stems, n), (self.stems, stem), (self.lower, stem.lower())):
-            if k and k in table: return table[k]
+        for table, k in (
+            (self.exact, n),
+            (self.stems, n),
+            (self.stems, stem),
+            (self.lower, stem.lower()),
+        ):
+            if k and k in table:
+                return table[k]
+
 
 def _read_list(path, known):
-    "Names in an image-set file, and how many a per-class list marked -1. `known(name)` tells whether a name exists."
+    """Names in an image-set file, and how many a per-class list marked -1.
+
+    `known(name)` tells whether a name exists.
+    """
     names, absent = [], 0
     for line in path.read_bytes().decode("utf-8-sig", "replace").splitlines():
         line = line.strip()
-        if not line: continue
+        if not line:
+            continue
         m = re.fullmatch(r"(.*\S)\s+(-1|0|1|\+1)", line)
         if m and not known(line):
-            if m[2] == "-1": absent += 1; continue
+            if m[2] == "-1":
+                absent += 1
+                continue
             line = m[1]
         names.append(line)
     return names, absent
 
 # %% ../nbs/06a_voc.ipynb #ced3d442
 class VOCDataset(Records):
-    """A VOC directory as a sequence of `Record`, with `.class_names` and `.report`.
+    """A VOC directory as a sequence of `Record`, with `.class_names` and
+    `.report`.
 
-    `root` is a VOC directory, a `VOCdevkit`, or the folder above it. `split` is a list's name ("train"), several ("train+val"), with years ("2007_trainval+2012_trainval",
-    `("2007", "trainval")` or a list of such pairs), or "all" for every annotation. Boxes without area are dropped, boxes beyond the edge clipped, pictures that are missing, damaged or
-    without annotation refused; all of it is listed in `.report`, or raised with `strict=True`. A name outside the given `class_names` and an XML that cannot be read are errors always."""
-    def __init__(self,
-                 root: Path, # the directory
-                 split: str = "trainval", # which list or lists
-                 class_names: Sequence = None, # label -> name; None: VOC's twenty where only those occur, else the names found, sorted
-                 strict: bool = False, # raise at the first irregularity instead of reporting it
-                 one_based: bool = True, # corners count from 1 and are inclusive, as VOC's; False: edges counted from 0
-                 ):
-        shown = split if isinstance(split, str) else "+".join("_".join(map(str, p)) if not isinstance(p, str) else p for p in ([split] if str(split[0]).isdigit() else split))
+    `root` is a VOC directory, a `VOCdevkit`, or the folder above it. `split` is a
+    list's name ("train"), several ("train+val"), with years
+    ("2007_trainval+2012_trainval", `("2007", "trainval")` or a list of such
+    pairs), or "all" for every annotation. Boxes without area are dropped, boxes
+    beyond the edge clipped, pictures that are missing, damaged or without
+    annotation refused; all of it is listed in `.report`, or raised with
+    `strict=True`. A name outside the given `class_names` and an XML that cannot
+    be read are errors always.
+    """
+
+    def __init__(
+        self,
+        root: Path,  # the directory
+        split: str = "trainval",  # which list or lists
+        # label -> name; None: VOC's twenty where only those occur, else
+        # the names found, sorted
+        class_names: Sequence = None,
+        # raise at the first irregularity instead of reporting it
+        strict: bool = False,
+        # corners count from 1 and are inclusive, as VOC's; False: edges
+        # counted from 0
+        one_based: bool = True,
+    ):
+        shown = (
+            split
+            if isinstance(split, str)
+            else "+".join(
+                "_".join(map(str, p)) if not isinstance(p, str) else p
+                for p in ([split] if str(split[0]).isdigit() else split)
+            )
+        )
         report = DataReport(f"{Path(root).name or root} {shown}", strict)
         rows, broken, seen, zeros, empty_list = [], [], set(), 0, True
         for folder, name, path in _splits(root, split):
-            xmls = {_key(p.stem): p for p in sorted((folder / "Annotations").iterdir(), key=lambda p: p.name) if p.suffix.lower() == ".xml"}
+            xmls = {
+                _key(p.stem): p
+                for p in sorted(
+                    (folder / "Annotations").iterdir(), key=lambda p: p.name
+                )
+                if p.suffix.lower() == ".xml"
+            }
             pictures = _Pictures(folder / "JPEGImages")
-            known = lambda n: _key(_base(n)) in xmls or pictures.find(n) is not None
-            if path is None: names, absent = sorted({*xmls, *(s for s in pictures.stems if s not in xmls)}), 0
-            else: names, absent = _read_list(path, known)
-            if absent: report.add("noted", path.name, f"{absent} pictures marked -1 (the class is not in them) were left out")
+            known = lambda n: (
+                _key(_base(n)) in xmls or pictures.find(n) is not None
+            )
+            if path is None:
+                names, absent = (
+                    sorted(
+                        {*xmls, *(s for s in pictures.stems if s not in xmls)}
+                    ),
+                    0,
+                )
+            else:
+                names, absent = _read_list(path, known)
+            if absent:
+                report.add(
+                    "noted",
+                    path.name,
+                    f"{absent} pictures marked -1 (the class is not in them) were"
+                    " left out",
+                )
             for n in names:
                 stem = _key(_base(n))
-                if stem not in xmls and stem.lower().endswith(_PICTURES + (".xml",)): stem = stem.rpartition(".")[0]
-                if (folder, stem) in seen: report.add("noted", stem, f"listed more than once in {shown}; taken once"); continue
-                seen.add((folder, stem)); row = None
-                try: row, z = self._row(folder, stem, xmls, pictures, report, one_based, "" if folder == Path(root) else f"{folder.name}/")
+                if stem not in xmls and stem.lower().endswith(
+                    _PICTURES + (".xml",)
+                ):
+                    stem = stem.rpartition(".")[0]
+                if (folder, stem) in seen:
+                    report.add(
+                        "noted",
+                        stem,
+                        f"listed more than once in {shown}; taken once",
+                    )
+                    continue
+                seen.add((folder, stem))
+                row = None
+                try:
+                    row, z = self._row(
+                        folder,
+                        stem,
+                        xmls,
+                        pictures,
+                        report,
+                        one_based,
+                        "" if folder == Path(root) else f"{folder.name}/",
+                    )
                 except ValueError as e:
-                    if strict: raise
-                    broken.append(str(e)); continue
+                    if strict:
+                        raise
+                    broken.append(str(e))
+                    continue
                 zeros += z
-                if row: rows.append(row)
-        if broken: raise ValueError(broken[0][:-1] + (f"; {len(broken) - 1} more annotations cannot be read." if len(broken) > 1 else "."))
-        if one_based and zeros: report.add("noted", report.source, f"{zeros} corners are 0, where VOC counts from 1: if the writer counts from 0, read with one_based=False")
+                if row:
+                    rows.append(row)
+        if broken:
+            raise ValueError(
+                broken[0][:-1]
+                + (
+                    f"; {len(broken) - 1} more annotations cannot be read."
+                    if len(broken) > 1
+                    else "."
+                )
+            )
+        if one_based and zeros:
+            report.add(
+                "noted",
+                report.source,
+                f"{zeros} corners are 0, where VOC counts from 1: if the writer"
+                " counts from 0, read with one_based=False",
+            )
         _finish(self, rows, class_names, report)
 
     @staticmethod
@@ -414,222 +855,527 @@ class VOCDataset(Records):
         "One picture: (row or None, corners written as 0)."
         if stem not in xmls:
             has = pictures.find(stem)
-            report.add("refused", f"{prefix}JPEGImages/{has.name}" if has else stem, "the picture has no annotation" if has else "there is neither picture nor annotation"); return None, 0
+            report.add(
+                "refused",
+                f"{prefix}JPEGImages/{has.name}" if has else stem,
+                (
+                    "the picture has no annotation"
+                    if has
+                    else "there is neither picture nor annotation"
+                ),
+            )
+            return None, 0
         file = f"{prefix}Annotations/{xmls[stem].name}"
         a = parse_annotation(xmls[stem], one_based)
-        by_stem, by_name = pictures.find(stem), pictures.find(a.filename) if a.filename else None
-        if by_stem is None and by_name is None: report.add("refused", file, f"there is no picture {stem}.jpg" + (f", nor {a.filename!r} as it says" if a.filename and _base(a.filename) != f"{stem}.jpg" else "")); return None, 0
+        by_stem, by_name = (
+            pictures.find(stem),
+            (pictures.find(a.filename) if a.filename else None),
+        )
+        if by_stem is None and by_name is None:
+            report.add(
+                "refused",
+                file,
+                f"there is no picture {stem}.jpg"
+                + (
+                    f", nor {a.filename!r} as it says"
+                    if a.filename and _base(a.filename) != f"{stem}.jpg"
+                    else ""
+                ),
+            )
+            return None, 0
         picture = by_stem or by_name
-        if a.filename and _key(a.filename) != _key(picture.name): report.add("noted", file, f"it gives the file name {a.filename!r}; the picture is {picture.name}")
-        for reason in a.dropped: report.add("dropped", file, reason)
+        if a.filename and _key(a.filename) != _key(picture.name):
+            report.add(
+                "noted",
+                file,
+                f"it gives the file name {a.filename!r}; the picture is"
+                f" {picture.name}",
+            )
+        for reason in a.dropped:
+            report.add("dropped", file, reason)
         checked = _check(report, file, picture, a.boxes, a.size)
-        if checked is None: return None, 0
+        if checked is None:
+            return None, 0
         size, boxes, keep = checked
         names = [n for n, k in zip(a.names, keep) if k]
-        return (file, picture, size, names, boxes[keep], a.difficult[keep], np.zeros(keep.sum(), bool), a.truncated[keep]), a.zeros
+        return (
+            file,
+            picture,
+            size,
+            names,
+            boxes[keep],
+            a.difficult[keep],
+            np.zeros(keep.sum(), bool),
+            a.truncated[keep],
+        ), a.zeros
 
 # %% ../nbs/06a_voc.ipynb #9842efb9
 class COCODataset(Records):
-    """A COCO JSON file as a sequence of `Record`, with `.class_names` and `.report`, and `.image_ids`, `.category_ids` for the way back.
+    """A COCO JSON file as a sequence of `Record`, with `.class_names` and
+    `.report`, and `.image_ids`, `.category_ids` for the way back.
 
-    Labels follow the category ids in rising order, gaps or not. `bbox` is (x, y, width, height) from 0, floats. `iscrowd` becomes `crowd`."""
-    def __init__(self,
-                 path: Path, # the JSON file
-                 images: Path = None, # folder of the pictures; None: the JSON's own
-                 class_names: Sequence = None, # an order or choice of names; None: all categories by id
-                 strict: bool = False, # raise at the first irregularity instead of reporting it
-                 ):
-        path = Path(path); images = path.parent if images is None else Path(images)
-        if not path.is_file(): raise FileNotFoundError(f"There is no file {path}.")
-        if not images.is_dir(): raise FileNotFoundError(f"There is no directory {images} with the pictures of {path.name}.")
+    Labels follow the category ids in rising order, gaps or not. `bbox` is (x, y,
+    width, height) from 0, floats. `iscrowd` becomes `crowd`.
+    """
+
+    def __init__(
+        self,
+        path: Path,  # the JSON file
+        images: Path = None,  # folder of the pictures; None: the JSON's own
+        # an order or choice of names; None: all categories by id
+        class_names: Sequence = None,
+        # raise at the first irregularity instead of reporting it
+        strict: bool = False,
+    ):
+        path = Path(path)
+        images = path.parent if images is None else Path(images)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {path}.")
+        if not images.is_dir():
+            raise FileNotFoundError(
+                f"There is no directory {images} with the pictures of"
+                f" {path.name}."
+            )
         try:
             data = json.loads(path.read_text("utf-8-sig"))
-            pictures = {i["id"]: i for i in data["images"]}; categories = {c["id"]: c["name"].strip() for c in data["categories"]}; objects = data.get("annotations", [])
-        except (ValueError, TypeError, KeyError) as e: raise ValueError(f"{path} is not a COCO file: {e if isinstance(e, ValueError) else f'{e} is missing or wrong'}.") from None
-        report, by_picture = DataReport(path.name, strict), {i: [] for i in pictures}
+            pictures = {i["id"]: i for i in data["images"]}
+            categories = {c["id"]: c["name"].strip() for c in data["categories"]}
+            objects = data.get("annotations", [])
+        except (ValueError, TypeError, KeyError) as e:
+            raise ValueError(
+                f"{path} is not a COCO file:"
+                f" {e if isinstance(e, ValueError) else f'{e} is missing or wrong'}."
+            ) from None
+        report, by_picture = (
+            DataReport(path.name, strict),
+            {i: [] for i in pictures},
+        )
         for o in objects:
             what = f"annotation {o.get('id')}"
-            if o.get("category_id") not in categories: raise ValueError(f"{path}: {what} has the category {o.get('category_id')!r}, which is not among the categories {', '.join(map(str, sorted(categories)))}.")
-            if o.get("image_id") not in by_picture: report.add("dropped", path.name, f"{what} belongs to image {o.get('image_id')!r}, which is not listed"); continue
+            if o.get("category_id") not in categories:
+                raise ValueError(
+                    f"{path}: {what} has the category {o.get('category_id')!r},"
+                    " which is not among the categories"
+                    f" {', '.join(map(str, sorted(categories)))}."
+                )
+            if o.get("image_id") not in by_picture:
+                report.add(
+                    "dropped",
+                    path.name,
+                    f"{what} belongs to image {o.get('image_id')!r}, which is not"
+                    " listed",
+                )
+                continue
             by_picture[o["image_id"]].append(o)
         rows, ids = [], []
         for i, info in pictures.items():
-            file, names, boxes, crowd = str(info.get("file_name", f"image {i}")), [], [], []
+            file, names, boxes, crowd = (
+                str(info.get("file_name", f"image {i}")),
+                [],
+                [],
+                [],
+            )
             for o in by_picture[i]:
-                try: x, y, w, h = (float(v) for v in o["bbox"])
-                except (KeyError, TypeError, ValueError): x = y = w = h = math.nan
-                if not math.isfinite(x + y + w + h): raise ValueError(f"{path}: annotation {o.get('id')} has {o.get('bbox')!r} as bbox instead of four numbers.")
-                if w <= 0 or h <= 0: report.add("dropped", file, f"annotation {o.get('id')} ({categories[o['category_id']]}): the bbox {o['bbox']} has no area"); continue
-                names.append(categories[o["category_id"]]); boxes.append((x, y, x + w, y + h)); crowd.append(bool(o.get("iscrowd", 0)))
-            stated = (int(info["height"]), int(info["width"])) if info.get("height") and info.get("width") else None
-            checked = _check(report, file, images / _relative(file), np.array(boxes, np.float64).reshape(-1, 4), stated)
-            if checked is None: continue
+                try:
+                    x, y, w, h = (float(v) for v in o["bbox"])
+                except (KeyError, TypeError, ValueError):
+                    x = y = w = h = math.nan
+                if not math.isfinite(x + y + w + h):
+                    raise ValueError(
+                        f"{path}: annotation {o.get('id')} has {o.get('bbox')!r}"
+                        " as bbox instead of four numbers."
+                    )
+                if w <= 0 or h <= 0:
+                    report.add(
+                        "dropped",
+                        file,
+                        f"annotation {o.get('id')}"
+                        f" ({categories[o['category_id']]}): the bbox {o['bbox']}"
+                        " has no area",
+                    )
+                    continue
+                names.append(categories[o["category_id"]])
+                boxes.append((x, y, x + w, y + h))
+                crowd.append(bool(o.get("iscrowd", 0)))
+            stated = (
+                (int(info["height"]), int(info["width"]))
+                if info.get("height") and info.get("width")
+                else None
+            )
+            checked = _check(
+                report,
+                file,
+                images / _relative(file),
+                np.array(boxes, np.float64).reshape(-1, 4),
+                stated,
+            )
+            if checked is None:
+                continue
             size, boxes, keep = checked
-            rows.append((file, images / _relative(file), size, [n for n, k in zip(names, keep) if k], boxes[keep], None, np.array(crowd, bool)[keep], None)); ids.append(i)
-        _finish(self, rows, tuple(categories[i] for i in sorted(categories)) if class_names is None else class_names, report)
+            rows.append(
+                (
+                    file,
+                    images / _relative(file),
+                    size,
+                    [n for n, k in zip(names, keep) if k],
+                    boxes[keep],
+                    None,
+                    np.array(crowd, bool)[keep],
+                    None,
+                )
+            )
+            ids.append(i)
+        _finish(
+            self,
+            rows,
+            (
+                tuple(categories[i] for i in sorted(categories))
+                if class_names is None
+                else class_names
+            ),
+            report,
+        )
         by_name = {n: i for i, n in categories.items()}
-        self.image_ids, self.category_ids = ids, [by_name.get(n) for n in self.class_names]
+        self.image_ids, self.category_ids = (
+            ids,
+            [by_name.get(n) for n in self.class_names],
+        )
 
 # %% ../nbs/06a_voc.ipynb #a6397c2b
 def _relative(name):
     "A path from a file, perhaps a Windows one, as a path of this system."
-    return Path(name) if os.name == "nt" or "\\" not in name else Path(*PureWindowsPath(name).parts)
+    return (
+        Path(name)
+        if os.name == "nt" or "\\" not in name
+        else Path(*PureWindowsPath(name).parts)
+    )
 
 # %% ../nbs/06a_voc.ipynb #f3745156
 class CSVDataset(Records):
-    """A table `path,x1,y1,x2,y2,class` as a sequence of `Record`, with `.class_names` and `.report`.
+    """A table `path,x1,y1,x2,y2,class` as a sequence of `Record`, with
+    `.class_names` and `.report`.
 
-    One line an object, edges in pixels from 0; a picture without objects has one line with the five fields empty. Paths are relative to the table. A first line with these
-    titles is skipped. `class_names` may be a file of lines `class,id` instead of names."""
-    def __init__(self,
-                 path: Path, # the CSV file
-                 class_names: Sequence = None, # names, or the path of a `class,id` file; None: the names found, sorted
-                 strict: bool = False, # raise at the first irregularity instead of reporting it
-                 ):
+    One line an object, edges in pixels from 0; a picture without objects has one
+    line with the five fields empty. Paths are relative to the table. A first line
+    with these titles is skipped. `class_names` may be a file of lines `class,id`
+    instead of names.
+    """
+
+    def __init__(
+        self,
+        path: Path,  # the CSV file
+        # names, or the path of a class,id file; None: the names found,
+        # sorted
+        class_names: Sequence = None,
+        # raise at the first irregularity instead of reporting it
+        strict: bool = False,
+    ):
         path = Path(path)
-        if isinstance(class_names, (str, Path)): class_names = _read_mapping(Path(class_names))
+        if isinstance(class_names, (str, Path)):
+            class_names = _read_mapping(Path(class_names))
         pictures, report = {}, DataReport(path.name, strict)
         for line, row in _read_rows(path):
             row = [v.strip() for v in row]
-            if line == 1 and [v.lower() for v in row[1:5]] == ["x1", "y1", "x2", "y2"]: continue
-            if len(row) != 6 or not row[0]: raise ValueError(f"{path}, line {line}: six fields path,x1,y1,x2,y2,class are expected, not {','.join(row)!r}.")
+            if line == 1 and [v.lower() for v in row[1:5]] == [
+                "x1",
+                "y1",
+                "x2",
+                "y2",
+            ]:
+                continue
+            if len(row) != 6 or not row[0]:
+                raise ValueError(
+                    f"{path}, line {line}: six fields path,x1,y1,x2,y2,class are"
+                    f" expected, not {','.join(row)!r}."
+                )
             objects = pictures.setdefault(row[0], [])
-            if not any(row[1:]): continue
-            try: box = [float(v) for v in row[1:5]]
-            except ValueError: box = [math.nan]
-            if not all(map(math.isfinite, box)) or not row[5]: raise ValueError(f"{path}, line {line}: four numbers and a class are expected after the path, not {','.join(row[1:])!r}.")
-            if box[2] <= box[0] or box[3] <= box[1]: report.add("dropped", row[0], f"line {line}: the box {','.join(row[1:5])} has no area"); continue
+            if not any(row[1:]):
+                continue
+            try:
+                box = [float(v) for v in row[1:5]]
+            except ValueError:
+                box = [math.nan]
+            if not all(map(math.isfinite, box)) or not row[5]:
+                raise ValueError(
+                    f"{path}, line {line}: four numbers and a class are expected"
+                    f" after the path, not {','.join(row[1:])!r}."
+                )
+            if box[2] <= box[0] or box[3] <= box[1]:
+                report.add(
+                    "dropped",
+                    row[0],
+                    f"line {line}: the box {','.join(row[1:5])} has no area",
+                )
+                continue
             objects.append((row[5], box))
         rows = []
         for name, objects in pictures.items():
             picture = path.parent / _relative(name)
-            checked = _check(report, name, picture, np.array([b for _, b in objects], np.float64).reshape(-1, 4), None)
-            if checked is None: continue
+            checked = _check(
+                report,
+                name,
+                picture,
+                np.array([b for _, b in objects], np.float64).reshape(-1, 4),
+                None,
+            )
+            if checked is None:
+                continue
             size, boxes, keep = checked
-            rows.append((name, picture, size, [n for (n, _), k in zip(objects, keep) if k], boxes[keep], None, None, None))
+            rows.append(
+                (
+                    name,
+                    picture,
+                    size,
+                    [n for (n, _), k in zip(objects, keep) if k],
+                    boxes[keep],
+                    None,
+                    None,
+                    None,
+                )
+            )
         _finish(self, rows, class_names, report)
 
 # %% ../nbs/06a_voc.ipynb #771a3356
 def _read_rows(path):
     "(line number, fields) of a CSV file, without blank lines."
-    if not path.is_file(): raise FileNotFoundError(f"There is no file {path}.")
-    try: text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as e: raise ValueError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}.") from None
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise ValueError(
+            f"{path} is not UTF-8 text: {e.reason} at byte {e.start}."
+        ) from None
     reader = csv.reader(io.StringIO(text, newline=""))
-    return [(reader.line_num, row) for row in reader if any(v.strip() for v in row)]
+    return [
+        (reader.line_num, row) for row in reader if any(v.strip() for v in row)
+    ]
+
 
 def _read_mapping(path):
     "Class names by id from a file of lines `class,id`."
-    try: ids = {row[0].strip(): int(row[1]) for _, row in _read_rows(path)}
-    except (IndexError, ValueError): raise ValueError(f"{path} must hold lines class,id with ids that are whole numbers.") from None
-    if sorted(ids.values()) != list(range(len(ids))): raise ValueError(f"{path}: the ids must run from 0 to {len(ids) - 1} without gaps, not {sorted(ids.values())}.")
+    try:
+        ids = {row[0].strip(): int(row[1]) for _, row in _read_rows(path)}
+    except (IndexError, ValueError):
+        raise ValueError(
+            f"{path} must hold lines class,id with ids that are whole numbers."
+        ) from None
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise ValueError(
+            f"{path}: the ids must run from 0 to {len(ids) - 1} without gaps, not"
+            f" {sorted(ids.values())}."
+        )
     return tuple(sorted(ids, key=ids.get))
 
 # %% ../nbs/06a_voc.ipynb #303bc39f
 def _md5(path):
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as f:
-        while block := f.read(1 << 20): digest.update(block)
+        while block := f.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 # %% ../nbs/06a_voc.ipynb #8becea0a
-VOC_ARCHIVES = { # (year, split): (path below the official address, MD5)
-    ("2007", "trainval"): ("voc2007/VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64"),
-    ("2007", "test"): ("voc2007/VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea026b94dd2c"),
-    ("2012", "trainval"): ("voc2012/VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd"),
+VOC_ARCHIVES = {  # (year, split): (path below the official address, MD5)
+    ("2007", "trainval"): (
+        "voc2007/VOCtrainval_06-Nov-2007.tar",
+        "c52e279531787c972589f7e41ab4ae64",
+    ),
+    ("2007", "test"): (
+        "voc2007/VOCtest_06-Nov-2007.tar",
+        "b6e924de25625d8de591ea026b94dd2c",
+    ),
+    ("2012", "trainval"): (
+        "voc2012/VOCtrainval_11-May-2012.tar",
+        "6cd6e144f989b92b3379bac3b3de84fd",
+    ),
 }
 VOC_ADDRESS = "http://host.robots.ox.ac.uk/pascal/VOC/"
 
-def fetch(url: str, # address of the file
-          path: Path, # where it goes; `path` + ".part" while it is under way
-          md5: str = None, # its checksum; None: not checked
-          progress: bool = True, # show a bar
-          attempts: int = 5, # how often a connection may break without one new byte
-          ) -> Path: # `path`
-    "Download `url`, going on where an earlier attempt broke off; the file appears under its name only when it is complete and its checksum right. `OSError` or `ValueError` else."
+
+def fetch(
+    url: str,  # address of the file
+    path: Path,  # where it goes; path + ".part" while it is under way
+    md5: str = None,  # its checksum; None: not checked
+    progress: bool = True,  # show a bar
+    attempts: int = 5,  # how often a connection may break without one new byte
+) -> Path:  # path
+    """Download `url`, going on where an earlier attempt broke off; the file
+    appears under its name only when it is complete and its checksum right.
+
+    `OSError` or `ValueError` else.
+    """
     from tqdm import tqdm
-    path = Path(path); part = path.with_name(path.name + ".part"); path.parent.mkdir(parents=True, exist_ok=True)
+
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     total, failures, most, why = None, 0, -1, ""
-    with tqdm(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress) as bar:
+    with tqdm(
+        desc=path.name,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        disable=not progress,
+    ) as bar:
         while True:
             have = part.stat().st_size if part.exists() else 0
-            if have > most: most, failures = have, 0 # it broke off, but later than ever before
-            if total is not None and have >= total: break
+            # it broke off, but later than ever before
+            if have > most:
+                most, failures = have, 0
+            if total is not None and have >= total:
+                break
             try:
-                request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+                request = urllib.request.Request(
+                    url, headers={"Range": f"bytes={have}-"} if have else {}
+                )
                 with urllib.request.urlopen(request, timeout=60) as reply:
-                    if reply.status != 206: have = 0 # the server does not know how to go on: start afresh
+                    # the server does not know how to go on: start afresh
+                    if reply.status != 206:
+                        have = 0
                     length = reply.headers.get("Content-Length")
                     total = have + int(length) if length else None
-                    bar.total, bar.n = total, have; bar.refresh()
+                    bar.total, bar.n = total, have
+                    bar.refresh()
                     with open(part, "ab" if have else "wb") as out:
                         while chunk := reply.read(1 << 18):
-                            out.write(chunk); bar.update(len(chunk))
-                if total is None: break # a server that states no length: the end is the end
-                if part.stat().st_size < total: why, failures = "the connection broke off", failures + 1
+                            out.write(chunk)
+                            bar.update(len(chunk))
+                # a server that states no length: the end is the end
+                if total is None:
+                    break
+                if part.stat().st_size < total:
+                    why, failures = "the connection broke off", failures + 1
             except urllib.error.HTTPError as e:
-                if e.code == 416 and have: break # nothing left to send; the checksum decides
-                raise OSError(f"{url} could not be downloaded: the server answers {e.code} {e.reason}.") from None
-            except OSError as e: why, failures = str(getattr(e, "reason", e)), failures + 1
-            except Exception as e: why, failures = f"{type(e).__name__} {e}", failures + 1 # http.client's IncompleteRead and its kin
-            if failures >= attempts: raise OSError(f"{url} could not be downloaded: {why}; what has arrived is kept in {part}, and the next call goes on from there.")
-            if failures: time.sleep(min(0.2 * 2**failures, 10))
+                # nothing left to send; the checksum decides
+                if e.code == 416 and have:
+                    break
+                raise OSError(
+                    f"{url} could not be downloaded: the server answers {e.code}"
+                    f" {e.reason}."
+                ) from None
+            except OSError as e:
+                why, failures = str(getattr(e, "reason", e)), failures + 1
+            # http.client's IncompleteRead and its kin
+            except Exception as e:
+                why, failures = f"{type(e).__name__} {e}", failures + 1
+            if failures >= attempts:
+                raise OSError(
+                    f"{url} could not be downloaded: {why}; what has arrived is"
+                    f" kept in {part}, and the next call goes on from there."
+                )
+            if failures:
+                time.sleep(min(0.2 * 2**failures, 10))
     if md5 and (found := _md5(part)) != md5:
         part.unlink()
-        raise ValueError(f"{url} arrived with the checksum {found} instead of {md5}; it has been deleted. Try again, or another mirror.")
+        raise ValueError(
+            f"{url} arrived with the checksum {found} instead of {md5}; it has"
+            " been deleted. Try again, or another mirror."
+        )
     os.replace(part, path)
     return path
 
 # %% ../nbs/06a_voc.ipynb #ac63ebd3
-def unpack(tar: Path, # an archive
-           folder: Path, # where its contents go
-           top: str = "VOCdevkit", # the one folder that everything in it must lie in
-           ):
-    "Unpack a plain tar of files and folders. Anything else in it (links, devices, absolute paths, '..', another top folder) is a `ValueError` before a single byte is written."
+def unpack(
+    tar: Path,  # an archive
+    folder: Path,  # where its contents go
+    top: str = "VOCdevkit",  # the one folder that everything in it must lie in
+):
+    """Unpack a plain tar of files and folders.
+
+    Anything else in it (links, devices, absolute paths, '..', another top folder)
+    is a `ValueError` before a single byte is written.
+    """
     try:
         with tarfile.open(tar, "r:") as archive:
             members = archive.getmembers()
             for m in members:
                 parts = PurePosixPath(m.name).parts
-                if m.name.startswith("/") or "\\" in m.name or ":" in m.name or ".." in parts or not parts or parts[0] not in (top, "."): why = "lies outside the folder it belongs to"
-                elif not (m.isfile() or m.isdir()): why = "is neither a file nor a folder"
-                else: continue
-                raise ValueError(f"{tar} is not safe to unpack: {m.name!r} {why}.")
-            archive.extractall(folder, members, filter="data") # a second lock on the same door
-    except tarfile.TarError as e: raise ValueError(f"{tar} is not a tar archive that can be read: {e}.") from None
+                if (
+                    m.name.startswith("/")
+                    or "\\" in m.name
+                    or ":" in m.name
+                    or ".." in parts
+                    or not parts
+                    or parts[0] not in (top, ".")
+                ):
+                    why = "lies outside the folder it belongs to"
+                elif not (m.isfile() or m.isdir()):
+                    why = "is neither a file nor a folder"
+                else:
+                    continue
+                raise ValueError(
+                    f"{tar} is not safe to unpack: {m.name!r} {why}."
+                )
+            # a second lock on the same door
+            archive.extractall(folder, members, filter="data")
+    except tarfile.TarError as e:
+        raise ValueError(
+            f"{tar} is not a tar archive that can be read: {e}."
+        ) from None
 
-def download_voc(year: str, # "2007" or "2012"
-                 split: str = "trainval", # "trainval" (also for "train" and "val") or "test" (2007 only)
-                 root: Path = "data", # the data end up in root/VOCdevkit/VOC<year>
-                 cache: Path = None, # where the archive is kept; None: ~/.cache/retinanet_nb
-                 keep_tar: bool = True, # keep the archive after unpacking
-                 mirror: str = VOC_ADDRESS, # address that the archives lie below
-                 url: str = None, # the archive's full address, instead of `mirror`
-                 md5: str = None, # its checksum, when it is not the official archive
-                 progress: bool = True, # show a bar
-                 ) -> Path: # root/VOCdevkit/VOC<year>
-    """Fetch and unpack PASCAL VOC from its official address; what is there already is not fetched again.
 
-    The archive (450 MB to 2 GB) is downloaded into `cache`, goes on where it broke off, and is checked. It is unpacked beside the target and moved into place, the lists of
-    pictures last: where a split's list stands, its pictures do. Use is subject to the terms of the VOC challenge and of Flickr."""
-    year, name = str(year), {"train": "trainval", "val": "trainval"}.get(split, split)
+def download_voc(
+    year: str,  # "2007" or "2012"
+    # "trainval" (also for "train" and "val") or "test" (2007 only)
+    split: str = "trainval",
+    root: Path = "data",  # the data end up in root/VOCdevkit/VOC<year>
+    cache: Path = None,  # where the archive is kept; None: ~/.cache/retinanet_nb
+    keep_tar: bool = True,  # keep the archive after unpacking
+    mirror: str = VOC_ADDRESS,  # address that the archives lie below
+    url: str = None,  # the archive's full address, instead of mirror
+    md5: str = None,  # its checksum, when it is not the official archive
+    progress: bool = True,  # show a bar
+) -> Path:  # root/VOCdevkit/VOC<year>
+    """Fetch and unpack PASCAL VOC from its official address; what is there
+    already is not fetched again.
+
+    The archive (450 MB to 2 GB) is downloaded into `cache`, goes on where it
+    broke off, and is checked. It is unpacked beside the target and moved into
+    place, the lists of pictures last: where a split's list stands, its pictures
+    do. Use is subject to the terms of the VOC challenge and of Flickr.
+    """
+    year, name = (
+        str(year),
+        {"train": "trainval", "val": "trainval"}.get(split, split),
+    )
     if (year, name) not in VOC_ARCHIVES:
-        raise ValueError(f"There is no public archive of VOC{year} {split!r}; there are {', '.join(f'VOC{y} {s!r}' for y, s in VOC_ARCHIVES)}.")
+        raise ValueError(
+            f"There is no public archive of VOC{year} {split!r}; there are"
+            f" {', '.join(f'VOC{y} {s!r}' for y, s in VOC_ARCHIVES)}."
+        )
     where, official = VOC_ARCHIVES[year, name]
-    root = Path(root); target = root / "VOCdevkit" / f"VOC{year}"
-    if (target / "ImageSets" / "Main" / f"{name}.txt").is_file(): return target
-    cache = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retinanet_nb"
+    root = Path(root)
+    target = root / "VOCdevkit" / f"VOC{year}"
+    if (target / "ImageSets" / "Main" / f"{name}.txt").is_file():
+        return target
+    cache = (
+        Path(cache)
+        if cache
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        / "retinanet_nb"
+    )
     url = url or mirror.rstrip("/") + "/" + where
     tar = cache / where.rpartition("/")[2]
-    if tar.is_file() and _md5(tar) != (md5 or official): tar.unlink() # put there by other means, and not what it should be
-    if not tar.is_file(): fetch(url, tar, md5 or official, progress)
+    # put there by other means, and not what it should be
+    if tar.is_file() and _md5(tar) != (md5 or official):
+        tar.unlink()
+    if not tar.is_file():
+        fetch(url, tar, md5 or official, progress)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as staging:
         unpack(tar, staging)
         source = Path(staging) / "VOCdevkit" / f"VOC{year}"
-        if not source.is_dir(): raise ValueError(f"{tar} holds no VOCdevkit/VOC{year}.")
-        files = sorted((p for p in source.rglob("*") if p.is_file()), key=lambda p: ("ImageSets" in p.parts, p.name == f"{name}.txt", p))
+        if not source.is_dir():
+            raise ValueError(f"{tar} holds no VOCdevkit/VOC{year}.")
+        files = sorted(
+            (p for p in source.rglob("*") if p.is_file()),
+            key=lambda p: ("ImageSets" in p.parts, p.name == f"{name}.txt", p),
+        )
         for p in files:
-            to = target / p.relative_to(source); to.parent.mkdir(parents=True, exist_ok=True); os.replace(p, to)
-    if not keep_tar: tar.unlink()
+            to = target / p.relative_to(source)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(p, to)
+    if not keep_tar:
+        tar.unlink()
     return target
