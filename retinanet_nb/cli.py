@@ -111,7 +111,8 @@ def open_dataset(
 
     Raises `FileNotFoundError` where there is nothing.
     """
-    from retinanet_nb.voc import COCODataset, CSVDataset, VOCDataset
+    from retinanet_nb.formats import COCODataset, CSVDataset
+    from retinanet_nb.voc import VOCDataset
 
     data = Path(data)
     if not data.exists():
@@ -489,8 +490,9 @@ def retinanet_evaluate(
     with _hushed():
         from retinanet_nb.retinanet_box import load_detector
     from retinanet_nb.demo import confusion_figure, curves_figure, write_gallery
-    from retinanet_nb.evaluation import evaluate, find_mistakes, mistakes_overview
-    from retinanet_nb.pictures import save_atomically
+    from retinanet_nb.evaluation import evaluate
+    from retinanet_nb.mistakes import find_mistakes, mistakes_overview
+    from retinanet_nb.files import save_atomically
 
     detector = load_detector(model)
     dataset = open_dataset(data, split, None, images, strict, not zero_based)
@@ -570,7 +572,7 @@ def retinanet_detect(
 
     with _hushed():
         from retinanet_nb.retinanet_box import detect, load_detector
-    from retinanet_nb.pictures import save_atomically
+    from retinanet_nb.files import save_atomically
     from tqdm import tqdm
 
     paths, folder, rows, total, refused = (
@@ -681,7 +683,7 @@ def retinanet_demo(
         from retinanet_nb.demo import run_demo
     from retinanet_nb.hyperparameters import PRESETS
     from retinanet_nb.retinanet_box import load_detector
-    from retinanet_nb.pictures import save_atomically
+    from retinanet_nb.files import save_atomically
 
     h = PRESETS["tiny"].replace(
         seed=seed, **({} if epochs is None else {"epochs": epochs})

@@ -17,20 +17,20 @@ from pathlib import Path
 import numpy as np
 
 import retinanet_nb
-from retinanet_nb.evaluation import (
+from .evaluation import evaluate
+from retinanet_nb.mistakes import (
     confusion_matrix,
     describe_mistake,
     draw_mistake,
     draw_outcome,
-    evaluate,
     find_mistakes,
     mistakes_overview,
     plot_confusion,
     worst,
 )
 from .hyperparameters import PRESETS
+from .pages import Page
 from retinanet_nb.pictures import (
-    Page,
     draw_box,
     draw_caption,
     draw_detections,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'ACCENT', 'POSITIVE', 'NEGATIVE', 'IGNORED', 'PALETTE', 'label_color', 'book_style', 'show', 'show_grid',
-           'read_image', 'save_atomically', 'write_image', 'Fit', 'fit_to_canvas', 'draw_box', 'draw_caption',
-           'draw_detections', 'Diagram', 'Page']
+           'read_image', 'picture_header', 'write_image', 'Fit', 'fit_to_canvas', 'draw_box', 'draw_caption',
+           'draw_detections']
 
 # %% ../nbs/00a_pictures.ipynb #3c700d5d
 #| code-fold: true
@@ -13,12 +13,15 @@ __all__ = ['INK', 'ACCENT', 'POSITIVE', 'NEGATIVE', 'IGNORED', 'PALETTE', 'label
 import colorsys
 import io
 import os
+import warnings
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
+
+from .files import save_atomically
 
 # %% ../nbs/00a_pictures.ipynb #23dafb81
 # text and lines; what the text speaks of
@@ -286,26 +289,48 @@ def _read_transparent(
     alpha = rgba[..., 3:].astype(np.float32) / 255
     return np.rint(rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
 
-# %% ../nbs/00a_pictures.ipynb #6fe8e9db
-def save_atomically(
-    path: str | Path,  # the file to write
-    # a function that gets a path of the same suffix and writes there
-    write,
-) -> Path:  # path
-    """Writes beside `path` and renames: a kill at any moment leaves the old file
-    or the new one, never half of one.
+# %% ../nbs/00a_pictures.ipynb #ed1f168f
+def picture_header(
+    path: Path,  # a picture's file
+) -> tuple:  # ((height, width) as stored, EXIF orientation 1…8)
+    """Size and orientation from the header, in well under a millisecond;
 
-    The folder is made where it is missing.
+    `ValueError` with the reason where the file is no picture or is cut short.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}-{path.name}")
     try:
-        write(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
+        with warnings.catch_warnings(), Image.open(path) as im:
+            warnings.simplefilter("ignore")
+            (width, height), kind = im.size, im.format
+            # a PNG is read wholly to look for its EXIF block, and hardly any has
+            # one: only ask where it has been seen
+            turn = (
+                im.getexif().get(0x0112, 1)
+                if kind != "PNG" or "exif" in im.info
+                else 1
+            )
+    except FileNotFoundError:
+        raise
+    except Exception as e:
+        raise ValueError(
+            f"it is not a picture that can be read ({type(e).__name__})"
+        ) from None
+    end = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(kind)
+    if end:
+        with open(path, "rb") as f:
+            f.seek(-min(32, path.stat().st_size), os.SEEK_END)
+            if end not in f.read():
+                # other bytes may follow the end, so look at the whole file; but
+                # no JPEG scan may begin after the last end marker
+                f.seek(0)
+                data = f.read()
+                if data.rfind(end) <= (
+                    -1 if kind == "PNG" else data.rfind(b"\xff\xda")
+                ):
+                    raise ValueError(
+                        f"the {kind} is cut short: its end is missing"
+                    )
+    return (height, width), turn if turn in range(1, 9) else 1
 
 # %% ../nbs/00a_pictures.ipynb #5b9295ec
 def write_image(
@@ -565,352 +590,3 @@ def draw_detections(
             label_color(label),
         )
     return image
-
-# %% ../nbs/00a_pictures.ipynb #247f592f
-class Diagram:
-    """A drawing of boxes, arrows and words, in pixels, that a notebook shows as SVG.
-
-    Every method returns the diagram, so calls can be chained. `\\n` in a text starts a new line.
-    """
-
-    def __init__(
-        self,
-        width: int,  # pixels
-        height: int,  # pixels
-        title: str = "",  # what the drawing shows, for those who cannot see it
-    ):
-        self.width, self.height, self.title, self._parts = (
-            width,
-            height,
-            title,
-            [],
-        )
-
-    def _add(self, part):
-        self._parts.append(part)
-        return self
-
-    def box(
-        self,
-        x,
-        y,
-        w,
-        h,  # top left corner and size, pixels
-        text="",  # in the middle of the box
-        fill="#eaf2f8",  # of the box
-        stroke=ACCENT,  # of its edge
-        size=13,  # of the text, pixels
-        color=INK,  # of the text
-        radius=7,  # of the corners, pixels
-        dashed=False,  # a dashed edge
-    ):
-        "A rounded box with `text` in its middle."
-        dash = ' stroke-dasharray="5 4"' if dashed else ""
-        self._add(
-            f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}"'
-            f' rx="{radius:g}" fill="{escape(fill)}" stroke="{escape(stroke)}"'
-            f' stroke-width="1.3"{dash}/>'
-        )
-        return (
-            self.text(x + w / 2, y + h / 2, text, size=size, color=color)
-            if text
-            else self
-        )
-
-    def text(
-        self,
-        x,
-        y,
-        s,  # where (the middle of the text's height), and what
-        size=13,  # pixels
-        color=INK,  # of the text
-        anchor="middle",  # start, middle or end lies at x
-        bold=False,  # heavier letters
-    ):
-        "Words at a point."
-        lines = str(s).split("\n")
-        weight = ' font-weight="600"' if bold else ""
-        for i, line in enumerate(lines):
-            # baseline: about a third of the size below the middle
-            at = y + (i - (len(lines) - 1) / 2) * size * 1.3 + size * 0.35
-            self._add(
-                f'<text x="{x:g}" y="{at:g}" font-size="{size:g}"'
-                f' fill="{escape(color)}"'
-                f' text-anchor="{escape(anchor)}"{weight}>{escape(line)}</text>'
-            )
-        return self
-
-    def line(
-        self,
-        x1,
-        y1,
-        x2,
-        y2,  # from, to
-        color=INK,  # of the line
-        width=1.5,  # pixels
-        dashed=False,  # a dashed line
-    ):
-        "A straight line."
-        dash = ' stroke-dasharray="5 4"' if dashed else ""
-        return self._add(
-            f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}"'
-            f' stroke="{escape(color)}" stroke-width="{width:g}"{dash}/>'
-        )
-
-    def arrow(
-        self,
-        x1,
-        y1,
-        x2,
-        y2,  # from, to
-        color=INK,  # of the arrow
-        width=1.5,  # of the line, pixels
-        text="",  # beside the middle of the arrow
-        dashed=False,  # a dashed line
-    ):
-        "An arrow whose point lies at (x2, y2)."
-        length = max(1e-6, float(np.hypot(x2 - x1, y2 - y1)))
-        dx, dy = (x2 - x1) / length, (y2 - y1) / length
-        head, half = 8.0, 3.8
-        bx, by = x2 - dx * head, y2 - dy * head
-        self.line(x1, y1, bx, by, color, width, dashed)
-        self._add(
-            f'<polygon points="{x2:.1f},{y2:.1f}'
-            f" {bx - dy * half:.1f},{by + dx * half:.1f}"
-            f' {bx + dy * half:.1f},{by - dx * half:.1f}"'
-            f' fill="{escape(color)}"/>'
-        )
-        if text:
-            if abs(dx) > abs(dy):
-                self.text(
-                    (x1 + x2) / 2,
-                    (y1 + y2) / 2 - 10,
-                    text,
-                    size=11.5,
-                    color=color,
-                )
-            else:
-                self.text(
-                    (x1 + x2) / 2 + 7,
-                    (y1 + y2) / 2,
-                    text,
-                    size=11.5,
-                    color=color,
-                    anchor="start",
-                )
-        return self
-
-    def svg(self) -> str:
-        "The drawing as SVG text."
-        title = f"<title>{escape(self.title)}</title>" if self.title else ""
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width:g}"'
-            f' height="{self.height:g}" viewBox="0 0 {self.width:g}'
-            f' {self.height:g}" role="img" font-family="Helvetica, Arial,'
-            f' sans-serif">{title}<rect width="100%" height="100%" rx="8"'
-            ' fill="#ffffff"/>\n' + "\n".join(self._parts) + "\n</svg>"
-        )
-
-    def _repr_svg_(self):
-        return self.svg()
-
-    def __repr__(self):
-        return (  # no address: saved outputs must not change
-            f"Diagram({self.width}, {self.height}, title={self.title!r})"
-        )
-
-# %% ../nbs/00a_pictures.ipynb #cce4701b
-_HTML = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="generator" content="retinanet_nb"><title>{title}</title><style>
-:root {{ color-scheme: light dark; --ink: #1d2733; --paper: #fbfaf7; --soft: #e9e5dc; --bar: #2a6f97; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e8e6e1; --paper: #171a1e; --soft: #2b3037; --bar: #7fb7d6; }} }}
-body {{ margin: 0 auto; max-width: 72rem; padding: 2rem 1.2rem 4rem; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }}
-h1 {{ font-size: 1.9rem; margin: 0; }} h2 {{ margin: 2.4rem 0 .6rem; font-size: 1.25rem; }} p {{ max-width: 46rem; }}
-.big {{ font-size: 3.2rem; font-weight: 700; line-height: 1; }} .big small {{ font-size: 1rem; font-weight: 400; }}
-table {{ border-collapse: collapse; margin-bottom: 1rem; }} td, th {{ padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; }}
-th {{ font-weight: 600; }} .n {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
-.bar {{ display: inline-block; width: 10rem; height: .7rem; margin-right: .6rem; background: var(--soft); border-radius: 1rem; overflow: hidden; }} .bar i {{ display: block; height: 100%; background: var(--bar); }}
-.grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: .8rem; }}
-figure {{ margin: 0 0 .8rem; }} figure img {{ width: 100%; display: block; border-radius: .5rem; background: #fff; }} figcaption {{ font-size: .8rem; opacity: .75; }}
-pre {{ overflow-x: auto; padding: .8rem 1rem; background: var(--soft); border-radius: .5rem; font-size: .85rem; }}
-</style></head><body>
-<h1>{title}</h1>
-{body}
-</body></html>
-"""
-
-
-class Page:
-    """An HTML page with pictures, built from top to bottom, then saved. All text
-    is escaped; methods that return HTML are for `section`.
-
-    Raises `ValueError` where `folder` holds an index.html that no `Page` wrote.
-    """
-
-    def __init__(
-        self,
-        # gets index.html and pictures/page-001.jpg, …; those of an
-        # earlier page there are replaced
-        folder: str | Path,
-        title: str,  # heading
-        lead: str = "",  # a sentence under it
-    ):
-        self.folder, self.title, self.parts, self.count = (
-            Path(folder),
-            title,
-            [f"<p>{escape(lead)}</p>"] if lead else [],
-            0,
-        )
-        self.pictures = self.folder / "pictures"
-        index = self.folder / "index.html"
-        if (
-            index.exists()
-            and 'content="retinanet_nb"'
-            not in index.read_text(encoding="utf-8", errors="replace")[:600]
-        ):
-            raise ValueError(
-                f"{index} is a page of something else, which would be lost:"
-                " choose another folder"
-            )
-        for old in self.pictures.glob("page-[0-9]*.*"):
-            old.unlink()
-
-    def section(
-        self,
-        heading: str,  # "" for none
-        text: str = "",  # a paragraph
-        *parts: str,  # HTML, from the methods below
-    ):
-        "Adds a section; returns the page."
-        self.parts += [
-            f"<h2>{escape(heading)}</h2>" if heading else "",
-            f"<p>{escape(text)}</p>" if text else "",
-            *parts,
-        ]
-        return self
-
-    def headline(
-        self,
-        number: str,  # large
-        text: str,  # small, behind it
-    ) -> str:
-        "The one number of the page."
-        return (
-            f'<p class="big">{escape(number)} <small>{escape(text)}</small></p>'
-        )
-
-    def _card(self, name, caption):
-        return (
-            f'<figure><img src="pictures/{name}" alt="{escape(caption)}"'
-            f' loading="lazy"><figcaption>{escape(caption)}</figcaption></figure>'
-        )
-
-    def picture(
-        self,
-        image: np.ndarray,  # (height, width, 3) uint8
-        caption: str,  # also the alternative text
-    ) -> str:
-        "Writes the picture and returns its card."
-        self.count += 1
-        return self._card(
-            write_image(self.pictures / f"page-{self.count:03d}.jpg", image).name,
-            caption,
-        )
-
-    def figure(
-        self,
-        figure,  # of matplotlib
-        caption: str,  # also the alternative text
-    ) -> str:
-        "Writes the figure as PNG and returns it, as wide as the page."
-        self.count += 1
-        return self._card(
-            save_atomically(
-                self.pictures / f"page-{self.count:03d}.png",
-                lambda p: figure.savefig(p, dpi=130),
-            ).name,
-            caption,
-        )
-
-    def grid(
-        self,
-        cards,  # of picture
-    ) -> str:
-        "Cards side by side, as many as fit."
-        return f'<div class="grid">{"".join(cards)}</div>'
-
-    def table(
-        self,
-        header,  # of the columns
-        rows,  # of cells: text or numbers; None is shown as –
-        bars=(),  # columns that hold a share 0…1, drawn as a bar
-    ) -> str:
-        "A table. Broken numbers are shown with three digits."
-
-        def cell(column, value):
-            missing = (
-                value is None
-                or isinstance(value, (float, np.floating))
-                and np.isnan(value)
-            )
-            number = isinstance(
-                value, (int, float, np.integer, np.floating)
-            ) and not isinstance(value, bool)
-            text = (
-                "–"
-                if missing
-                else (
-                    f"{value:.3f}"
-                    if isinstance(value, (float, np.floating))
-                    else escape(str(value))
-                )
-            )
-            if column in bars:
-                text = (
-                    '<span class="bar"><i'
-                    f' style="width:{0 if missing else 100 * min(max(float(value), 0), 1):.1f}%"></i></span>{text}'
-                )
-            return (
-                f'<td class="n">{text}</td>'
-                if number or missing
-                else f"<td>{text}</td>"
-            )
-
-        rows = [list(row) for row in rows]
-        words = [
-            any(isinstance(row[c], str) for row in rows)
-            for c in range(len(header))
-        ]
-        head = "".join(
-            (
-                f"<th>{escape(h)}</th>"
-                if word or c in bars
-                else f'<th class="n">{escape(h)}</th>'
-            )
-            for c, (h, word) in enumerate(zip(header, words))
-        )
-        return (
-            f"<table><tr>{head}</tr>"
-            + "".join(
-                "<tr>" + "".join(cell(c, v) for c, v in enumerate(row)) + "</tr>"
-                for row in rows
-            )
-            + "</table>"
-        )
-
-    def text(
-        self,
-        text: str,  # shown as it is, line by line
-    ) -> str:
-        "Text in columns, such as a report."
-        return f"<pre>{escape(text)}</pre>"
-
-    def save(self) -> Path:
-        "Writes index.html and returns its path."
-        html = _HTML.format(
-            title=escape(self.title), body="\n".join(p for p in self.parts if p)
-        )
-        return save_atomically(
-            self.folder / "index.html",
-            lambda p: p.write_text(html, encoding="utf-8"),
-        )

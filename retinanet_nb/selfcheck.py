@@ -28,17 +28,14 @@ from tqdm import tqdm
 from . import __version__
 from .anchors import anchors_for_shape
 from .boxes import decode_boxes, overlaps
-from .evaluation import Found, evaluate, evaluate_detections, outcomes
+from .evaluation import evaluate, evaluate_detections
+from .mistakes import outcomes
+from .prediction import Found
 from .filtering import filter_detections
 from .generator import train_generator
 from .hyperparameters import HyperParameters
-from retinanet_nb.pictures import (
-    Fit,
-    draw_detections,
-    read_image,
-    save_atomically,
-    write_image,
-)
+from .files import save_atomically
+from .pictures import Fit, draw_detections, read_image, write_image
 from .targets import BACKGROUND, IGNORED, assign_targets
 from .training import build_trainer, current_detector, make_optimizer
 

@@ -35,7 +35,7 @@ from .evaluation import evaluate
 from .generator import train_generator
 from .hyperparameters import HyperParameters
 from .losses import focal_loss, smooth_l1_loss
-from .pictures import save_atomically
+from .files import save_atomically
 from .retinanet import model_card, read_model, retinanet_model
 from .retinanet_box import retinanet_box
 from .targets import assign_targets

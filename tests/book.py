@@ -7,6 +7,7 @@
 - `constraints(root)`: the installed versions, without local paths.
 - `result(name, run, report, …)`: what the chapter of results keeps of a run, `nbs/results/NAME.json`.
 """
+
 import ast
 import json
 import os
@@ -23,20 +24,28 @@ ROOT = Path(__file__).resolve().parent.parent
 QUARTO = "1.9.38"  # pinned in .github/workflows/site.yml too
 FENCE = re.compile(r"(^```.*?^```\s*?$|^~~~.*?^~~~\s*?$)", re.M | re.S)
 INLINE_CODE = re.compile(r"`[^`\n]*`")
-LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(\s*<?([^()\s>]*(?:\([^()]*\)[^()\s>]*)*)>?(?:\s+\"[^\"]*\")?\s*\)")
+LINK = re.compile(
+    r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(\s*<?([^()\s>]*(?:\([^()]*\)[^()\s>]*)*)>?(?:\s+\"[^\"]*\")?\s*\)"
+)
 REFERENCE = re.compile(r"(?<![\w@`.])@((?:fig|tbl|eq|sec|lst)-[\w-]*\w)")
 # What TensorFlow writes on the error stream when it is imported; no setting stops it.
-GREETING = re.compile(r"WARNING: All log messages before absl|[IW]\d{4} 00:00:\d|\d{4}-\d\d-\d\d .*(cpu_feature_guard|oneDNN|cuda)|To enable the following instructions")
+GREETING = re.compile(
+    r"WARNING: All log messages before absl|[IW]\d{4} 00:00:\d|\d{4}-\d\d-\d\d .*(cpu_feature_guard|oneDNN|cuda)|To enable the following instructions"
+)
 LABEL = re.compile(r"\{#((?:fig|tbl|eq|sec|lst)-[\w-]+)[^}]*\}")
 
 
 # --- notebooks -------------------------------------------------------------------------------------------------------
 
+
 def notebooks(root=ROOT):
     "Every notebook of the book, in reading order; folders and files that start with `_` or `.` are no part of it."
     nbs = Path(root) / "nbs"
     found = [p for p in nbs.rglob("*.ipynb") if not any(part[0] in "_." for part in p.relative_to(nbs).parts)]
-    return sorted(found, key=lambda p: (p.name != "index.ipynb", len(p.relative_to(nbs).parts), p.relative_to(nbs).as_posix()))
+    return sorted(
+        found,
+        key=lambda p: (p.name != "index.ipynb", len(p.relative_to(nbs).parts), p.relative_to(nbs).as_posix()),
+    )
 
 
 def read(path):
@@ -51,26 +60,36 @@ def source(cell):
 
 def directives(cell):
     "The `#|` lines at the top of a code cell: `{'export': '', 'label': 'fig-x', …}`; Quarto's options as YAML gives them."
-    if cell["cell_type"] != "code": return {}
+    if cell["cell_type"] != "code":
+        return {}
     found, options = {}, []
     for line in source(cell).splitlines():
-        if not line.strip(): continue
+        if not line.strip():
+            continue
         match = re.match(r"#\s?\|(.*)", line)
-        if not match: break
+        if not match:
+            break
         text = match[1][1:] if match[1].startswith(" ") else match[1]
-        if re.match(r"[\w-]+:(\s|$)", text) or (text[:1] == " " and options): options.append(text)
+        if re.match(r"[\w-]+:(\s|$)", text) or (text[:1] == " " and options):
+            options.append(text)
         elif text.strip():
             word, _, rest = text.strip().partition(" ")
             found[word] = rest.strip()
-    try: found.update(yaml.safe_load("\n".join(options)) or {})
-    except yaml.YAMLError as error: found["broken"] = str(error).splitlines()[0]
+    try:
+        found.update(yaml.safe_load("\n".join(options)) or {})
+    except yaml.YAMLError as error:
+        found["broken"] = str(error).splitlines()[0]
     return found
 
 
 def is_hidden(cell):
     "Whether neither source nor outputs of this cell reach the page."
     options = directives(cell)
-    return bool({"hide", "exporti"} & set(options)) or options.get("include") is False or options.get("output") is False
+    return (
+        bool({"hide", "exporti"} & set(options))
+        or options.get("include") is False
+        or options.get("output") is False
+    )
 
 
 def is_skipped(cell):
@@ -81,7 +100,11 @@ def is_skipped(cell):
 
 def has_picture(cell):
     "Whether the cell's saved outputs hold a picture."
-    return any(key in output.get("data", {}) for output in cell.get("outputs", []) for key in ("image/png", "image/svg+xml", "image/jpeg"))
+    return any(
+        key in output.get("data", {})
+        for output in cell.get("outputs", [])
+        for key in ("image/png", "image/svg+xml", "image/jpeg")
+    )
 
 
 def prose(cell):
@@ -90,6 +113,7 @@ def prose(cell):
 
 
 # --- the check -------------------------------------------------------------------------------------------------------
+
 
 def slug(heading):
     "The identifier that Pandoc gives a heading."
@@ -110,7 +134,8 @@ def anchors(path):
             found.update(LABEL.findall(text))
         elif {"export", "exports"} & set(directives(cell)):
             found.update(name.lower() for name in re.findall(r"^(?:def|class)\s+(\w+)", text, re.M))
-        if label := directives(cell).get("label"): found.add(str(label))
+        if label := directives(cell).get("label"):
+            found.add(str(label))
     return found
 
 
@@ -118,11 +143,21 @@ def mixes_imports(cell):
     """Whether a cell imports and does something besides. nbdev runs such a cell when it makes the site (it needs the imports
     for the signatures it prints), without the cells before it: what is not an import then fails or complains."""
     options = directives(cell)
-    if cell["cell_type"] != "code" or {"export", "exports", "exporti"} & set(options) or options.get("eval") is False: return False
-    if re.match(r"\s*%%", source(cell)): return False
-    try: nodes = list(ast.walk(ast.parse(re.sub(r"^\s*[%!].*", "", source(cell), flags=re.M))))
-    except SyntaxError: return False
-    return any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in nodes) and any(isinstance(n, (ast.Expr, ast.Assign)) for n in nodes)
+    if (
+        cell["cell_type"] != "code"
+        or {"export", "exports", "exporti"} & set(options)
+        or options.get("eval") is False
+    ):
+        return False
+    if re.match(r"\s*%%", source(cell)):
+        return False
+    try:
+        nodes = list(ast.walk(ast.parse(re.sub(r"^\s*[%!].*", "", source(cell), flags=re.M))))
+    except SyntaxError:
+        return False
+    return any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in nodes) and any(
+        isinstance(n, (ast.Expr, ast.Assign)) for n in nodes
+    )
 
 
 def check(root=ROOT):
@@ -135,45 +170,73 @@ def check(root=ROOT):
         say = lambda text: problems.append(f"{name}: {text}")
         cells = read(page)["cells"]
         first = source(cells[0]) if cells else ""
-        if not re.match(r"#\s+\S", first): say("its first cell does not start with a title (# …)")
-        elif not re.search(r"^>\s+\S", first, re.M): say("its first cell has no one-line summary (> …)")
+        if not re.match(r"#\s+\S", first):
+            say("its first cell does not start with a title (# …)")
+        elif not re.search(r"^>\s+\S", first, re.M):
+            say("its first cell has no one-line summary (> …)")
         # nbdev makes the page's head from this cell and drops the cell
-        rest = [line for line in first.splitlines() if line.strip() and not re.match(r"#\s|>\s|- [\w-]+: ", line)]
-        if rest: say(f"its first cell holds more than title and summary, which nbdev drops from the site; give it a cell of its own: {rest[0][:60]}…")
+        rest = [
+            line for line in first.splitlines() if line.strip() and not re.match(r"#\s|>\s|- [\w-]+: ", line)
+        ]
+        if rest:
+            say(
+                f"its first cell holds more than title and summary, which nbdev drops from the site; give it a cell of its own: {rest[0][:60]}…"
+            )
         for cell in cells:
             options = directives(cell)
-            if mixes_imports(cell): say("imports stand together with other code in a cell; split it:\n    " + source(cell).strip()[:200].replace("\n", "\n    "))
-            if "broken" in options: say(f"a cell's options are no YAML: {options['broken']}")
+            if mixes_imports(cell):
+                say(
+                    "imports stand together with other code in a cell; split it:\n    "
+                    + source(cell).strip()[:200].replace("\n", "\n    ")
+                )
+            if "broken" in options:
+                say(f"a cell's options are no YAML: {options['broken']}")
             label = str(options.get("label", ""))
             shown = has_picture(cell) and not is_hidden(cell)
             if label.startswith("fig-"):
                 labels.add(label)
-                if label in owner: say(f"the label {label} is used before, on {owner[label]}")
+                if label in owner:
+                    say(f"the label {label} is used before, on {owner[label]}")
                 owner[label] = name
-                if not has_picture(cell) and not is_skipped(cell): say(f"the cell of {label} has no picture in its outputs")
+                if not has_picture(cell) and not is_skipped(cell):
+                    say(f"the cell of {label} has no picture in its outputs")
             if label.startswith("fig-") or shown:
                 what = label or "a picture (" + source(cell).strip().splitlines()[-1][:60] + ")"
-                if not label.startswith("fig-"): say(f"{what} has no label (#| label: fig-…)")
+                if not label.startswith("fig-"):
+                    say(f"{what} has no label (#| label: fig-…)")
                 for key, word in (("fig-cap", "caption"), ("fig-alt", "alternative text")):
-                    if not str(options.get(key) or "").strip(): say(f"{what} has no {word} (#| {key}: …)")
-            if cell["cell_type"] != "markdown": continue
+                    if not str(options.get(key) or "").strip():
+                        say(f"{what} has no {word} (#| {key}: …)")
+            if cell["cell_type"] != "markdown":
+                continue
             text = prose(cell)
             for found in LABEL.findall(text):
-                if found in owner: say(f"the label {found} is used before, on {owner[found]}")
+                if found in owner:
+                    say(f"the label {found} is used before, on {owner[found]}")
                 owner[found] = name
                 labels.add(found)
             wanted += REFERENCE.findall(text)
             for picture, words, target in LINK.findall(text):
-                if picture and not words.strip(): say(f"the picture {target} has no alternative text")
-                if re.match(r"[a-z]+:", target): continue
+                if picture and not words.strip():
+                    say(f"the picture {target} has no alternative text")
+                if re.match(r"[a-z]+:", target):
+                    continue
                 path, _, fragment = target.partition("#")
                 file = (page.parent / path).resolve() if path else page.resolve()
-                if not file.exists(): say(f"the link [{words}]({target}) leads to no file")
-                elif not file.is_relative_to(nbs.resolve()): say(f"the link [{words}]({target}) leaves the site")
-                elif fragment and file in known and fragment not in known[file]: say(f"the link [{words}]({target}) leads to no heading")
+                if not file.exists():
+                    say(f"the link [{words}]({target}) leads to no file")
+                elif not file.is_relative_to(nbs.resolve()):
+                    say(f"the link [{words}]({target}) leaves the site")
+                elif fragment and file in known and fragment not in known[file]:
+                    say(f"the link [{words}]({target}) leads to no heading")
             for tag in re.findall(r"<img\b[^>]*>", text):
-                if not re.search(r"alt=[\"'][^\"']+", tag): say(f"{tag[:60]} has no alternative text")
-        problems += [f"{name}: the reference @{ref} leads to nothing on this page" for ref in wanted if ref not in labels]
+                if not re.search(r"alt=[\"'][^\"']+", tag):
+                    say(f"{tag[:60]} has no alternative text")
+        problems += [
+            f"{name}: the reference @{ref} leads to nothing on this page"
+            for ref in wanted
+            if ref not in labels
+        ]
     return problems + check_sidebar(root)
 
 
@@ -181,19 +244,34 @@ def check_sidebar(root=ROOT):
     "Every page stands once in the sidebar of `_quarto.yml`, and every entry there is a page."
     root = Path(root)
     config = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))
+
     def entries(node):
-        if isinstance(node, str): yield node
+        if isinstance(node, str):
+            yield node
         elif isinstance(node, list):
-            for item in node: yield from entries(item)
+            for item in node:
+                yield from entries(item)
         elif isinstance(node, dict):
-            if "href" in node: yield node["href"]
+            if "href" in node:
+                yield node["href"]
             yield from entries(node.get("contents", []))
+
     listed = list(entries(config["website"]["sidebar"]["contents"]))
-    links = [e["href"] for side in ("left", "right") for e in config["website"]["navbar"].get(side, []) if "://" not in e["href"]]
+    links = [
+        e["href"]
+        for side in ("left", "right")
+        for e in config["website"]["navbar"].get(side, [])
+        if "://" not in e["href"]
+    ]
     pages = {p.relative_to(root / "nbs").as_posix() for p in notebooks(root)}
-    problems = [f"_quarto.yml: {page} stands twice in the sidebar" for page in sorted({p for p in listed if listed.count(p) > 1})]
+    problems = [
+        f"_quarto.yml: {page} stands twice in the sidebar"
+        for page in sorted({p for p in listed if listed.count(p) > 1})
+    ]
     problems += [f"_quarto.yml: there is no page {page}" for page in sorted(set(listed + links) - pages)]
-    problems += [f"_quarto.yml: the page {page} is missing from the sidebar" for page in sorted(pages - set(listed))]
+    problems += [
+        f"_quarto.yml: the page {page} is missing from the sidebar" for page in sorted(pages - set(listed))
+    ]
     if (root / "nbs/_quarto.yml").read_bytes() != (root / "_quarto.yml").read_bytes():
         problems.append("nbs/_quarto.yml is not the link to ../_quarto.yml (make mend)")
     return problems
@@ -201,13 +279,21 @@ def check_sidebar(root=ROOT):
 
 # --- the site --------------------------------------------------------------------------------------------------------
 
+
 def process(root=ROOT):
     "Run nbdev's processing from the project at `root` into its `_proc`; returns what it printed. Raises on failure."
     code = "from nbdev.serve import proc_nbs; proc_nbs(n_workers=2, force=True)"
-    run = subprocess.run([sys.executable, "-c", code], cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
     printed = "".join(line for line in run.stdout.splitlines(keepends=True) if not GREETING.match(line))
-    if run.returncode: raise RuntimeError(f"nbdev could not process the notebooks:\n{printed}")
+    if run.returncode:
+        raise RuntimeError(f"nbdev could not process the notebooks:\n{printed}")
     return printed
 
 
@@ -217,11 +303,19 @@ def check_processed(root=ROOT):
     for page in notebooks(root):
         name = page.relative_to(root / "nbs")
         made = root / "_proc" / name
-        if not made.exists(): problems.append(f"{name}: was not processed"); continue
+        if not made.exists():
+            problems.append(f"{name}: was not processed")
+            continue
         cells = read(made)["cells"]
         front = source(cells[0]) if cells and cells[0]["cell_type"] == "raw" else ""
-        if "title:" not in front or "output-file:" not in front: problems.append(f"{name}: has no title after processing")
-        problems += [f"{name}: an error stands in its outputs" for c in cells for o in c.get("outputs", []) if o["output_type"] == "error"]
+        if "title:" not in front or "output-file:" not in front:
+            problems.append(f"{name}: has no title after processing")
+        problems += [
+            f"{name}: an error stands in its outputs"
+            for c in cells
+            for o in c.get("outputs", [])
+            if o["output_type"] == "error"
+        ]
     return problems
 
 
@@ -238,15 +332,30 @@ def docs(root=ROOT):
         print(*problems, f"{len(problems)} fault(s); nothing was rendered", sep="\n")
         return 1
     if not shutil.which("quarto"):
-        print(f"The book is in order, but NOTHING WAS RENDERED: Quarto is not on the PATH. It is a program of its own, not a "
-              f"Python package: get version {QUARTO} from https://quarto.org/docs/download/ (a package or an archive for Linux, macOS "
-              f"and Windows), see that `quarto --version` answers, and run `make docs` again. The pages as Quarto will get them are in _proc.")
+        print(
+            f"The book is in order, but NOTHING WAS RENDERED: Quarto is not on the PATH. It is a program of its own, not a "
+            f"Python package: get version {QUARTO} from https://quarto.org/docs/download/ (a package or an archive for Linux, macOS "
+            f"and Windows), see that `quarto --version` answers, and run `make docs` again. The pages as Quarto will get them are in _proc."
+        )
         return 0
-    print("Rendering with Quarto", subprocess.run(["quarto", "--version"], capture_output=True, text=True).stdout.strip())
-    run = subprocess.run(["quarto", "render", "--no-cache"], cwd=root / "_proc", text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    print(
+        "Rendering with Quarto",
+        subprocess.run(["quarto", "--version"], capture_output=True, text=True).stdout.strip(),
+    )
+    run = subprocess.run(
+        ["quarto", "render", "--no-cache"],
+        cwd=root / "_proc",
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     warned = [line for line in run.stdout.splitlines() if re.search(r"WARN|ERROR|[Uu]nable to resolve", line)]
     if run.returncode or warned:
-        print(run.stdout if run.returncode else "\n".join(warned), "Quarto complained; _docs is left as it was", sep="\n")
+        print(
+            run.stdout if run.returncode else "\n".join(warned),
+            "Quarto complained; _docs is left as it was",
+            sep="\n",
+        )
         return 1
     shutil.rmtree(root / "_docs", ignore_errors=True)
     shutil.move(root / "_proc/_docs", root / "_docs")
@@ -256,12 +365,16 @@ def docs(root=ROOT):
 
 # --- README.md and constraints.txt -----------------------------------------------------------------------------------
 
+
 def relink(text):
     "Markdown from `nbs/` as it must read one folder up: relative links get their `nbs/`."
+
     def fix(match):
         target = match[3]
-        if target.startswith("#") or re.match(r"[a-z]+:", target): return match[0]
+        if target.startswith("#") or re.match(r"[a-z]+:", target):
+            return match[0]
         return match[0].replace(f"({target}", f"({posixpath.normpath(posixpath.join('nbs', target))}", 1)
+
     return "".join(part if k % 2 else LINK.sub(fix, part) for k, part in enumerate(FENCE.split(text)))
 
 
@@ -269,16 +382,24 @@ def readme(root=ROOT):
     "The text of README.md and its pictures as `{path: bytes}`, made from `nbs/index.ipynb` with nbconvert."
     import nbformat
     from nbconvert import MarkdownExporter
+
     nb = nbformat.read(Path(root) / "nbs/index.ipynb", 4)
     nb.metadata["language_info"] = {"name": "python"}  # colours on GitHub
     nb.cells, alts = [c for c in nb.cells if not is_hidden(c)], {}
     for k, cell in enumerate(nb.cells):
-        if cell.cell_type == "markdown": cell.source = relink(cell.source)
+        if cell.cell_type == "markdown":
+            cell.source = relink(cell.source)
         else:
             alts[k] = str(directives(cell).get("fig-alt", "picture"))
             cell.source = re.sub(r"\A(?:#\s?\|.*\n?)+", "", cell.source).strip()
-    text, resources = MarkdownExporter().from_notebook_node(nb, {"unique_key": "README", "output_files_dir": "README_files"})
-    text = re.sub(r"!\[\w+\]\((README_files/README_(\d+)_)", lambda m: f"![{alts.get(int(m[2]), 'picture')}]({m[1]}", text)
+    text, resources = MarkdownExporter().from_notebook_node(
+        nb, {"unique_key": "README", "output_files_dir": "README_files"}
+    )
+    text = re.sub(
+        r"!\[\w+\]\((README_files/README_(\d+)_)",
+        lambda m: f"![{alts.get(int(m[2]), 'picture')}]({m[1]}",
+        text,
+    )
     note = "<!-- made from nbs/index.ipynb by `make readme`: edit the notebook -->\n\n"
     return note + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", dict(resources.get("outputs") or {})
 
@@ -296,30 +417,57 @@ def write_readme(root=ROOT):
 
 def constraints(root=ROOT):
     "Write constraints.txt from what is installed here: published versions only, no PyTorch (optional, and platform-bound)."
-    frozen = subprocess.run([sys.executable, "-m", "pip", "freeze", "--all", "--exclude-editable"],
-                            check=True, capture_output=True, text=True).stdout
-    lines = [line for line in frozen.splitlines() if re.fullmatch(r"[\w.-]+==[\w.!+]+", line)
-             and not re.match(r"(pip|torch\w*|triton|nvidia-[\w-]+|retinanet_nb)==", line)]
-    head = ("# Every version that the tests saw (make constraints). Used with pip's -c: it installs nothing by itself.\n"
-            f"# Python {sys.version_info.major}.{sys.version_info.minor}, {sys.platform}\n")
+    frozen = subprocess.run(
+        [sys.executable, "-m", "pip", "freeze", "--all", "--exclude-editable"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    lines = [
+        line
+        for line in frozen.splitlines()
+        if re.fullmatch(r"[\w.-]+==[\w.!+]+", line)
+        and not re.match(r"(pip|torch\w*|triton|nvidia-[\w-]+|retinanet_nb)==", line)
+    ]
+    head = (
+        "# Every version that the tests saw (make constraints). Used with pip's -c: it installs nothing by itself.\n"
+        f"# Python {sys.version_info.major}.{sys.version_info.minor}, {sys.platform}\n"
+    )
     (Path(root) / "constraints.txt").write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
     print(f"constraints.txt: {len(lines)} versions")
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
 
+
 def result(name, run, report, machine, minutes, *commands, root=ROOT):
     "Keep of a run's folder and of a report.json what the chapter of results shows: no paths, no pictures, a few kilobytes. `minutes` of processor time."
     run = Path(run)
-    config, history, report = (json.loads(Path(p).read_text(encoding="utf-8")) for p in (run / "config.json", run / "history.json", report))
-    if config["hyperparameters"]["weights"]: config["hyperparameters"]["weights"] = Path(config["hyperparameters"]["weights"]).name
+    config, history, report = (
+        json.loads(Path(p).read_text(encoding="utf-8"))
+        for p in (run / "config.json", run / "history.json", report)
+    )
+    if config["hyperparameters"]["weights"]:
+        config["hyperparameters"]["weights"] = Path(config["hyperparameters"]["weights"]).name
     short = lambda v: None if v is None else float(f"{v:.6g}")
     kept = {
-        "commands": list(commands), "machine": machine, "processor_minutes": float(minutes), "engine": f"{config['engine']}, Keras {config['keras']}",
-        "pictures": config["pictures"], "hyperparameters": config["hyperparameters"],
+        "commands": list(commands),
+        "machine": machine,
+        "processor_minutes": float(minutes),
+        "engine": f"{config['engine']}, Keras {config['keras']}",
+        "pictures": config["pictures"],
+        "hyperparameters": config["hyperparameters"],
         "history": [{k: short(v) for k, v in entry.items()} for entry in history],
-        "test": {"pictures": report["pictures"], "voc07_map": short(report["voc07_map"]), "coco": {k: short(v) for k, v in report["coco"].items()},
-                 "classes": {c: {"objects": v["objects"], "voc07": short(v["voc07"]), "coco": short(v["coco"])} for c, v in report["classes"].items()}}}
+        "test": {
+            "pictures": report["pictures"],
+            "voc07_map": short(report["voc07_map"]),
+            "coco": {k: short(v) for k, v in report["coco"].items()},
+            "classes": {
+                c: {"objects": v["objects"], "voc07": short(v["voc07"]), "coco": short(v["coco"])}
+                for c, v in report["classes"].items()
+            },
+        },
+    }
     path = Path(root) / "nbs/results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -332,8 +480,13 @@ if __name__ == "__main__":
         faults = check()
         print(*faults, f"{len(notebooks())} pages, {len(faults)} fault(s)", sep="\n")
         sys.exit(bool(faults))
-    elif command == "docs": sys.exit(docs())
-    elif command == "readme": write_readme()
-    elif command == "constraints": constraints()
-    elif command == "result": result(*sys.argv[2:])
-    else: sys.exit(f"unknown command {command!r}; one of check, docs, readme, constraints, result")
+    elif command == "docs":
+        sys.exit(docs())
+    elif command == "readme":
+        write_readme()
+    elif command == "constraints":
+        constraints()
+    elif command == "result":
+        result(*sys.argv[2:])
+    else:
+        sys.exit(f"unknown command {command!r}; one of check, docs, readme, constraints, result")

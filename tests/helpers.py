@@ -1,4 +1,5 @@
 """What several test files need: the small network, pictures drawn with a few lines, another process."""
+
 import json
 import os
 import subprocess
@@ -16,7 +17,9 @@ def small(**changes):
     from retinanet_nb.hyperparameters import HyperParameters
 
     keras.utils.set_random_seed(0)
-    return HyperParameters(**{"backbone": "tiny", "feature_size": 32, "subnet_depth": 1, "image_size": (128, 128), **changes})
+    return HyperParameters(
+        **{"backbone": "tiny", "feature_size": 32, "subnet_depth": 1, "image_size": (128, 128), **changes}
+    )
 
 
 def head_weights(model, num_classes, feature_size=32, num_anchors=9):
@@ -25,7 +28,9 @@ def head_weights(model, num_classes, feature_size=32, num_anchors=9):
     found = []
     for outputs in (num_classes * num_anchors, 4 * num_anchors):
         kernels = [path for path, w in weights.items() if tuple(w.shape) == (3, 3, feature_size, outputs)]
-        assert len(kernels) == 1, f"{len(kernels)} kernels of {outputs} filters: the heads are to be shared over the levels"
+        assert len(kernels) == 1, (
+            f"{len(kernels)} kernels of {outputs} filters: the heads are to be shared over the levels"
+        )
         found += [weights[kernels[0]], weights[kernels[0].removesuffix("kernel") + "bias"]]
     return found
 
@@ -39,7 +44,10 @@ def excite(model, num_classes, feature_size=32, num_anchors=9, seed=0, size=(128
     rng = np.random.default_rng(seed)
     ck, cb, rk, rb = head_weights(model, num_classes, feature_size, num_anchors)
     pictures = noise(2, size, seed)
-    for kernel, bias, name, spread, middle in ((ck, cb, "classification", 1.5, -2.0), (rk, rb, "regression", 1.0, 0.0)):
+    for kernel, bias, name, spread, middle in (
+        (ck, cb, "classification", 1.5, -2.0),
+        (rk, rb, "regression", 1.0, 0.0),
+    ):
         kernel.assign(rng.normal(size=kernel.shape).astype("float32"))
         bias.assign(np.zeros(bias.shape, "float32"))
         out = numpy(run(pictures)[name]).astype("float64")
@@ -70,7 +78,7 @@ def drawn(batch, size=(128, 128), seed=0, objects=2):
             w, h = rng.integers(30, 60, 2)
             x, y = rng.integers(0, width - w), rng.integers(0, height - h)
             label = int(rng.integers(0, 2))
-            images[b, y:y + h, x:x + w] = (230, 30, 30) if label == 0 else (30, 30, 230)
+            images[b, y : y + h, x : x + w] = (230, 30, 30) if label == 0 else (30, 30, 230)
             boxes[b, m], labels[b, m] = (x, y, x + w, y + h), label
     return images, boxes, labels
 
@@ -80,7 +88,9 @@ def numpy(x):
     import keras
 
     x = keras.ops.convert_to_tensor(x)
-    return keras.ops.convert_to_numpy(keras.ops.cast(x, "float32") if keras.backend.standardize_dtype(x.dtype) == "bfloat16" else x)
+    return keras.ops.convert_to_numpy(
+        keras.ops.cast(x, "float32") if keras.backend.standardize_dtype(x.dtype) == "bfloat16" else x
+    )
 
 
 def same_detections(first, second, pixels=1e-3, score=1e-4):
@@ -89,16 +99,38 @@ def same_detections(first, second, pixels=1e-3, score=1e-4):
         np.testing.assert_allclose(scores, scores2, rtol=0, atol=score, err_msg=f"scores of picture {b}")
         free = set(range(len(scores2)))
         for i in range(len(scores)):
-            match = next((j for j in sorted(free, key=lambda j: abs(j - i)) if labels[i] == labels2[j]
-                          and abs(scores[i] - scores2[j]) <= score and np.abs(boxes[i] - boxes2[j]).max() <= pixels), None)
-            assert match is not None, f"picture {b}: no partner for detection {i}: {boxes[i]}, {scores[i]}, {labels[i]}"
+            match = next(
+                (
+                    j
+                    for j in sorted(free, key=lambda j: abs(j - i))
+                    if labels[i] == labels2[j]
+                    and abs(scores[i] - scores2[j]) <= score
+                    and np.abs(boxes[i] - boxes2[j]).max() <= pixels
+                ),
+                None,
+            )
+            assert match is not None, (
+                f"picture {b}: no partner for detection {i}: {boxes[i]}, {scores[i]}, {labels[i]}"
+            )
             free.discard(match)
 
 
 def python(code, *arguments, timeout=900, **environment):
     """Run `code` in a new interpreter from the repository's root; returns what it printed, fails with its error."""
-    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **environment}
-    run = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+    env = {
+        **os.environ,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        **environment,
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
     assert run.returncode == 0, f"exit {run.returncode}\n{run.stdout[-3000:]}\n{run.stderr[-6000:]}"
     return run.stdout
 

@@ -2,6 +2,7 @@
 
 A test compares the package with these. They are meant to be believed at a glance, so nothing here is vectorised that a loop can say.
 """
+
 import math
 
 import numpy as np
@@ -62,17 +63,29 @@ def decode(anchor, deltas, std=BOX_STD):
 
 def encode_all(anchor_boxes, boxes, std=BOX_STD):
     """`encode` row by row."""
-    return np.array([encode(a, b, std) for a, b in zip(np.asarray(anchor_boxes, np.float64), np.asarray(boxes, np.float64))])
+    return np.array(
+        [
+            encode(a, b, std)
+            for a, b in zip(np.asarray(anchor_boxes, np.float64), np.asarray(boxes, np.float64))
+        ]
+    )
 
 
 def decode_all(anchor_boxes, deltas, std=BOX_STD):
     """`decode` row by row."""
-    return np.array([decode(a, d, std) for a, d in zip(np.asarray(anchor_boxes, np.float64), np.asarray(deltas, np.float64))])
+    return np.array(
+        [
+            decode(a, d, std)
+            for a, d in zip(np.asarray(anchor_boxes, np.float64), np.asarray(deltas, np.float64))
+        ]
+    )
 
 
 def clip(boxes, height, width):
     """Boxes cut to the picture, x to [0, width] and y to [0, height]."""
-    return np.array([[min(max(v, 0.0), limit) for v, limit in zip(box, (width, height, width, height))] for box in boxes])
+    return np.array(
+        [[min(max(v, 0.0), limit) for v, limit in zip(box, (width, height, width, height))] for box in boxes]
+    )
 
 
 def best_anchors(anchor_boxes, boxes, labels):
@@ -152,8 +165,16 @@ def nms(boxes, scores, threshold):
     return kept
 
 
-def filter_picture(boxes, scores, class_specific_filter=True, nms_on=True, score_threshold=0.05, nms_threshold=0.5,
-                   pre_nms_top_k=1000, max_detections=300):
+def filter_picture(
+    boxes,
+    scores,
+    class_specific_filter=True,
+    nms_on=True,
+    score_threshold=0.05,
+    nms_threshold=0.5,
+    pre_nms_top_k=1000,
+    max_detections=300,
+):
     """Detections of one picture as a list of (box, score, label), best first, not padded.
 
     With `class_specific_filter` every (anchor, class) pair is a candidate and suppression stays within a class; without it every anchor
@@ -177,9 +198,15 @@ def filter_picture(boxes, scores, class_specific_filter=True, nms_on=True, score
 def filter_batch(boxes, scores, max_detections=300, **options):
     """`filter_picture` for a batch, padded with -1: boxes (B, D, 4), scores (B, D), labels (B, D)."""
     batch = len(boxes)
-    out = np.full((batch, max_detections, 4), -1.0), np.full((batch, max_detections), -1.0), np.full((batch, max_detections), -1)
+    out = (
+        np.full((batch, max_detections, 4), -1.0),
+        np.full((batch, max_detections), -1.0),
+        np.full((batch, max_detections), -1),
+    )
     for b in range(batch):
-        for d, (box, score, label) in enumerate(filter_picture(boxes[b], scores[b], max_detections=max_detections, **options)):
+        for d, (box, score, label) in enumerate(
+            filter_picture(boxes[b], scores[b], max_detections=max_detections, **options)
+        ):
             out[0][b, d], out[1][b, d], out[2][b, d] = box, score, label
     return out
 

@@ -4,6 +4,7 @@ end with the very weights of the run that was left alone.
 One process imports the engine without using it and forks a child for every attempt: a fork costs nothing, an import ten seconds. Building the
 network takes longer than the steps of so small a run, and a kill there proves little, so four of five moments are drawn after the first step.
 tests/test_training.py does the same with fewer kills."""
+
 import json
 import os
 import random
@@ -28,12 +29,37 @@ def run_once(folder, data, resume):
     from retinanet_nb.training import train
     from retinanet_nb.voc import VOCDataset
 
-    h = HyperParameters(backbone="tiny", feature_size=16, subnet_depth=1, image_size=(96, 96), optimizer="adamw", learning_rate=1e-3, schedule="cosine", warmup_steps=4,
-                        batch_norm_momentum=0.9, ema_momentum=0.9, batch_size=4, epochs=8, scale_jitter=(0.8, 1.3), color_jitter=0.3,
-                        anchors=AnchorParameters(sizes=(16, 32, 64, 128, 256)))
+    h = HyperParameters(
+        backbone="tiny",
+        feature_size=16,
+        subnet_depth=1,
+        image_size=(96, 96),
+        optimizer="adamw",
+        learning_rate=1e-3,
+        schedule="cosine",
+        warmup_steps=4,
+        batch_norm_momentum=0.9,
+        ema_momentum=0.9,
+        batch_size=4,
+        epochs=8,
+        scale_jitter=(0.8, 1.3),
+        color_jitter=0.3,
+        anchors=AnchorParameters(sizes=(16, 32, 64, 128, 256)),
+    )
+
     class Started(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None): (Path(folder).parent / "started").touch()
-    train(VOCDataset(data, "train"), h, VOCDataset(data, "val"), run=folder, resume=resume, progress=False, callbacks=[Started()])
+        def on_train_batch_end(self, batch, logs=None):
+            (Path(folder).parent / "started").touch()
+
+    train(
+        VOCDataset(data, "train"),
+        h,
+        VOCDataset(data, "val"),
+        run=folder,
+        resume=resume,
+        progress=False,
+        callbacks=[Started()],
+    )
 
 
 def attempt(folder, data, kill_after=None):
@@ -50,16 +76,24 @@ def attempt(folder, data, kill_after=None):
             status = 0
         except BaseException:
             import traceback
+
             traceback.print_exc()
-        finally: os._exit(status)
+        finally:
+            os._exit(status)
     while True:
-        if first is None and sign.exists(): first = time.monotonic()
+        if first is None and sign.exists():
+            first = time.monotonic()
         ended, status = os.waitpid(child, os.WNOHANG)
         now = time.monotonic()
-        if not ended and kill_after is not None and (now - started > -kill_after if kill_after < 0 else first and now - first > kill_after):
+        if (
+            not ended
+            and kill_after is not None
+            and (now - started > -kill_after if kill_after < 0 else first and now - first > kill_after)
+        ):
             os.kill(child, signal.SIGKILL)
             ended, status = os.waitpid(child, 0)
-        if ended: break
+        if ended:
+            break
         if now - started > LIMIT:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -75,12 +109,22 @@ def weights(folder):
     import zipfile
 
     import h5py
+
     found = {}
-    def collect(name, file): file.visititems(lambda path, item: found.update({f"{name}:{path}": item[()]}) if isinstance(item, h5py.Dataset) else None)
+
+    def collect(name, file):
+        file.visititems(
+            lambda path, item: (
+                found.update({f"{name}:{path}": item[()]}) if isinstance(item, h5py.Dataset) else None
+            )
+        )
+
     for name in ("last.keras", "best.keras"):
-        with zipfile.ZipFile(folder / name) as z, z.open("model.weights.h5") as f, h5py.File(f) as file: collect(name, file)
+        with zipfile.ZipFile(folder / name) as z, z.open("model.weights.h5") as f, h5py.File(f) as file:
+            collect(name, file)
     for path in sorted((folder / "checkpoints").glob("epoch-*/state.weights.h5")):
-        with h5py.File(path) as file: collect(path.parent.name, file)
+        with h5py.File(path) as file:
+            collect(path.parent.name, file)
     return found
 
 
@@ -99,22 +143,32 @@ def survive(kills, scratch, seed=0, say=print):
     alone, struck, n = weights(scratch / "whole"), 0, 0
     names = {p.name for p in (scratch / "whole").iterdir()}
     assert len(alone) > 100, "the run left too little to compare"
-    while struck < kills:  # a run that comes to its end before the last kill is compared, and another one begun
+    while (
+        struck < kills
+    ):  # a run that comes to its end before the last kill is compared, and another one begun
         n, done = n + 1, False
         folder = scratch / f"cut-{n}"
         while not done:
-            moment = rng.uniform(0, 0.5) * working if rng.random() < 0.8 else -rng.uniform(0.02, 1) * setting_up
+            moment = (
+                rng.uniform(0, 0.5) * working if rng.random() < 0.8 else -rng.uniform(0.02, 1) * setting_up
+            )
             done, before, after = attempt(folder, data, moment if struck < kills else None)
-            if done: break
+            if done:
+                break
             struck += 1
             newest = max((p.name for p in folder.glob("checkpoints/epoch-*")), default=None)
-            if newest: json.loads((folder / "checkpoints" / newest / "history.json").read_text())  # it is whole
-            say(f"kill {struck:2d} {f'{after:.2f} s after the first step' if after else f'{before:.2f} s after the start'}; newest complete checkpoint: {newest}")
+            if newest:
+                json.loads((folder / "checkpoints" / newest / "history.json").read_text())  # it is whole
+            say(
+                f"kill {struck:2d} {f'{after:.2f} s after the first step' if after else f'{before:.2f} s after the start'}; newest complete checkpoint: {newest}"
+            )
         found = weights(folder)
         assert found.keys() == alone.keys(), "the killed run left other files than the one left alone"
         differ = [name for name in alone if not np.array_equal(alone[name], found[name])]
         assert not differ, f"{len(differ)} of {len(alone)} arrays differ, the first is {differ[0]}"
-        assert {p.name for p in folder.iterdir()} == names, f"the killed run left {sorted(p.name for p in folder.iterdir())}"
+        assert {p.name for p in folder.iterdir()} == names, (
+            f"the killed run left {sorted(p.name for p in folder.iterdir())}"
+        )
         say(f"run {n} came to its end: {len(alone)} arrays compared, 0 differ")
     return struck
 

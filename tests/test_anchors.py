@@ -1,4 +1,5 @@
 """Anchors against plain loops and against numbers worked by hand."""
+
 import math
 
 import numpy as np
@@ -25,8 +26,12 @@ def test_by_hand():
     w = 32 / math.sqrt(0.5)  # ratio 1/2: twice as wide as high, 45.25 x 22.63
     np.testing.assert_allclose(found[0], [4 - w / 2, 4 - w / 4, 4 + w / 2, 4 + w / 4], atol=1e-4)
     np.testing.assert_allclose(found[3], [4 - 16, 4 - 16, 4 + 16, 4 + 16], atol=1e-4)  # ratio 1, scale 1
-    np.testing.assert_allclose(found[9 + 3], [12 - 16, 4 - 16, 12 + 16, 4 + 16], atol=1e-4)  # next column first
-    np.testing.assert_allclose(found[27 + 3], [4 - 16, 12 - 16, 4 + 16, 12 + 16], atol=1e-4)  # then the next row
+    np.testing.assert_allclose(
+        found[9 + 3], [12 - 16, 4 - 16, 12 + 16, 4 + 16], atol=1e-4
+    )  # next column first
+    np.testing.assert_allclose(
+        found[27 + 3], [4 - 16, 12 - 16, 4 + 16, 12 + 16], atol=1e-4
+    )  # then the next row
     np.testing.assert_allclose(found[54 + 3], [8 - 32, 8 - 32, 8 + 32, 8 + 32], atol=1e-4)  # P4 begins
     np.testing.assert_allclose(found[-6], [64 - 256, 64 - 256, 64 + 256, 64 + 256], atol=1e-3)  # P7
 
@@ -37,25 +42,44 @@ def test_areas_and_ratios():
     ratios = np.tile(np.repeat([0.5, 1, 2], 3), len(found) // 9)
     np.testing.assert_allclose(h / w, ratios, rtol=1e-5)
     scale = np.tile([1, 2 ** (1 / 3), 2 ** (2 / 3)], len(found) // 3)
-    size = np.concatenate([np.full(9 * math.ceil(40 / s) * math.ceil(56 / s), v) for s, v in zip(oracles.STRIDES, oracles.SIZES)])
+    size = np.concatenate(
+        [
+            np.full(9 * math.ceil(40 / s) * math.ceil(56 / s), v)
+            for s, v in zip(oracles.STRIDES, oracles.SIZES)
+        ]
+    )
     np.testing.assert_allclose(np.sqrt(w * h), size * scale, rtol=1e-5)
 
 
-@pytest.mark.parametrize("options", [
-    dict(sizes=(10, 20, 40, 80, 160)),
-    dict(ratios=(1,), scales=(1,)),
-    dict(ratios=(3, 0.25), scales=(0.5, 1, 1.5, 2)),
-    dict(sizes=(16, 32, 64, 128, 256), ratios=(0.7, 1.3), scales=(2, 1)),
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(sizes=(10, 20, 40, 80, 160)),
+        dict(ratios=(1,), scales=(1,)),
+        dict(ratios=(3, 0.25), scales=(0.5, 1, 1.5, 2)),
+        dict(sizes=(16, 32, 64, 128, 256), ratios=(0.7, 1.3), scales=(2, 1)),
+    ],
+)
 def test_other_parameters(options):
     parameters = AnchorParameters(**options)
-    assert parameters.num_anchors == len(options.get("ratios", oracles.RATIOS)) * len(options.get("scales", oracles.SCALES))
-    np.testing.assert_allclose(numpy(anchors_for_shape((90, 121), parameters)), oracles.anchors(90, 121, **options), rtol=0, atol=1e-3)
+    assert parameters.num_anchors == len(options.get("ratios", oracles.RATIOS)) * len(
+        options.get("scales", oracles.SCALES)
+    )
+    np.testing.assert_allclose(
+        numpy(anchors_for_shape((90, 121), parameters)),
+        oracles.anchors(90, 121, **options),
+        rtol=0,
+        atol=1e-3,
+    )
 
 
 def test_parameters_are_the_documented_ones():
     p = AnchorParameters()
-    assert (tuple(p.sizes), tuple(p.strides), tuple(p.ratios)) == (oracles.SIZES, oracles.STRIDES, oracles.RATIOS)
+    assert (tuple(p.sizes), tuple(p.strides), tuple(p.ratios)) == (
+        oracles.SIZES,
+        oracles.STRIDES,
+        oracles.RATIOS,
+    )
     np.testing.assert_allclose(p.scales, oracles.SCALES)
     assert p.num_anchors == 9
     with pytest.raises(AttributeError):

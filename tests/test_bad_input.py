@@ -1,4 +1,5 @@
 """Mistakes a person makes end in one clear sentence that names the culprit."""
+
 import keras
 import numpy as np
 import pytest
@@ -44,9 +45,13 @@ def test_imagenet_without_a_network(monkeypatch, tmp_path):
 
     for name in ("create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, unreachable)
-    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))  # no weights from an earlier day
+    monkeypatch.setattr(
+        "keras.src.backend.config._KERAS_DIR", str(tmp_path)
+    )  # no weights from an earlier day
     with pytest.raises((ValueError, OSError, RuntimeError)) as error:
-        retinanet_model(2, HyperParameters(backbone="resnet50", feature_size=16, subnet_depth=1), weights="imagenet")
+        retinanet_model(
+            2, HyperParameters(backbone="resnet50", feature_size=16, subnet_depth=1), weights="imagenet"
+        )
     says(error, "ImageNet", "resnet50", "no network")
 
 
@@ -78,7 +83,12 @@ def test_weights_of_another_network(tmp_path):
 
 def test_pictures_of_the_wrong_rank():
     box = retinanet_box(retinanet_model(2, small()))
-    for picture in (np.zeros((64, 64), "uint8"), np.zeros((1, 1, 64, 64, 3), "uint8"), np.zeros((64, 64, 4), "uint8"), np.zeros(3)):
+    for picture in (
+        np.zeros((64, 64), "uint8"),
+        np.zeros((1, 1, 64, 64, 3), "uint8"),
+        np.zeros((64, 64, 4), "uint8"),
+        np.zeros(3),
+    ):
         with pytest.raises(ValueError) as error:
             detect(box, picture)
         says(error, str(picture.shape[0]))
@@ -97,14 +107,32 @@ def test_not_a_retinanet():
     says(error)
 
 
-@pytest.mark.parametrize("bad", [
-    dict(image_size=(0, 512)), dict(image_size=(512,)), dict(feature_size=0), dict(subnet_depth=-1),
-    dict(prior_probability=0.0), dict(prior_probability=1.0), dict(prior_probability=-0.5),
-    dict(box_std=(0.1, 0.1, 0.2)), dict(box_std=(0.1, 0.1, 0.0, 0.2)),
-    dict(negative_overlap=0.6, positive_overlap=0.5), dict(positive_overlap=1.5),
-    dict(alpha=1.5), dict(gamma=-1.0), dict(sigma=0.0), dict(score_threshold=1.5), dict(nms_threshold=-0.1),
-    dict(pre_nms_top_k=0), dict(max_detections=0), dict(optimizer="adamant"), dict(learning_rate=0.0),
-], ids=str)
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(image_size=(0, 512)),
+        dict(image_size=(512,)),
+        dict(feature_size=0),
+        dict(subnet_depth=-1),
+        dict(prior_probability=0.0),
+        dict(prior_probability=1.0),
+        dict(prior_probability=-0.5),
+        dict(box_std=(0.1, 0.1, 0.2)),
+        dict(box_std=(0.1, 0.1, 0.0, 0.2)),
+        dict(negative_overlap=0.6, positive_overlap=0.5),
+        dict(positive_overlap=1.5),
+        dict(alpha=1.5),
+        dict(gamma=-1.0),
+        dict(sigma=0.0),
+        dict(score_threshold=1.5),
+        dict(nms_threshold=-0.1),
+        dict(pre_nms_top_k=0),
+        dict(max_detections=0),
+        dict(optimizer="adamant"),
+        dict(learning_rate=0.0),
+    ],
+    ids=str,
+)
 def test_hyperparameters(bad):
     with pytest.raises((ValueError, TypeError)) as error:
         HyperParameters(**bad)
@@ -114,15 +142,27 @@ def test_hyperparameters(bad):
 
 
 def test_hyperparameters_that_do_not_exist():
-    for make in (lambda: HyperParameters(feature_sise=64), lambda: HyperParameters().replace(feature_sise=64)):
+    for make in (
+        lambda: HyperParameters(feature_sise=64),
+        lambda: HyperParameters().replace(feature_sise=64),
+    ):
         with pytest.raises((ValueError, TypeError)) as error:
             make()
         says(error, "feature_sise")
 
 
-@pytest.mark.parametrize("bad", [
-    dict(sizes=(32, 64, 128)), dict(strides=(8, 16)), dict(ratios=()), dict(scales=(1, 0)), dict(ratios=(-1, 1)), dict(sizes=(0, 64, 128, 256, 512)),
-], ids=str)
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(sizes=(32, 64, 128)),
+        dict(strides=(8, 16)),
+        dict(ratios=()),
+        dict(scales=(1, 0)),
+        dict(ratios=(-1, 1)),
+        dict(sizes=(0, 64, 128, 256, 512)),
+    ],
+    ids=str,
+)
 def test_anchor_parameters(bad):
     with pytest.raises((ValueError, TypeError)) as error:
         AnchorParameters(**bad)

@@ -1,4 +1,5 @@
 """IoU and the coding of boxes against plain loops, and the identities they promise."""
+
 import math
 
 import numpy as np
@@ -22,8 +23,21 @@ def boxes_of(rng, n, span=400.0, smallest=1.0, largest=300.0):
 
 def test_iou_by_hand():
     a = np.array([[0, 0, 10, 10]], "float32")
-    others = np.array([[0, 0, 10, 10], [0, 0, 10, 5], [5, 5, 15, 15], [10, 0, 20, 10], [20, 20, 30, 30], [2, 2, 4, 4], [-5, -5, 5, 5]], "float32")
-    np.testing.assert_allclose(numpy(overlaps(a, others)), [[1, 0.5, 25 / 175, 0, 0, 0.04, 25 / 175]], rtol=1e-6)
+    others = np.array(
+        [
+            [0, 0, 10, 10],
+            [0, 0, 10, 5],
+            [5, 5, 15, 15],
+            [10, 0, 20, 10],
+            [20, 20, 30, 30],
+            [2, 2, 4, 4],
+            [-5, -5, 5, 5],
+        ],
+        "float32",
+    )
+    np.testing.assert_allclose(
+        numpy(overlaps(a, others)), [[1, 0.5, 25 / 175, 0, 0, 0.04, 25 / 175]], rtol=1e-6
+    )
 
 
 def test_iou_of_boxes_without_area_is_zero():
@@ -35,7 +49,9 @@ def test_iou_of_boxes_without_area_is_zero():
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(arrays("int64", (7, 4), elements=whole), arrays("int64", (5, 4), elements=whole))
 def test_iou(first, second):
-    first, second = (np.concatenate([b[:, :2], b[:, :2] + b[:, 2:]], 1).astype("float32") for b in (first, second))
+    first, second = (
+        np.concatenate([b[:, :2], b[:, :2] + b[:, 2:]], 1).astype("float32") for b in (first, second)
+    )
     found = numpy(overlaps(first, second))
     assert found.shape == (7, 5)
     np.testing.assert_allclose(found, oracles.overlaps(first, second), rtol=1e-6, atol=1e-7)
@@ -49,8 +65,14 @@ def test_encode_by_hand():
     np.testing.assert_allclose(same, [[0, 0, 0, 0]], atol=1e-6)
     # centre moved by (5, 10) of (10, 20): half an anchor, over 0.1; twice as wide, half as high, over 0.2
     moved = np.array([[0, 15, 20, 25]], "float32")
-    np.testing.assert_allclose(numpy(encode_boxes(anchor, moved)), [[5, 5, math.log(2) / 0.2, -math.log(2) / 0.2]], rtol=1e-5)
-    np.testing.assert_allclose(numpy(encode_boxes(anchor, moved, std=(1, 1, 1, 1))), [[0.5, 0.5, math.log(2), -math.log(2)]], rtol=1e-5)
+    np.testing.assert_allclose(
+        numpy(encode_boxes(anchor, moved)), [[5, 5, math.log(2) / 0.2, -math.log(2) / 0.2]], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        numpy(encode_boxes(anchor, moved, std=(1, 1, 1, 1))),
+        [[0.5, 0.5, math.log(2), -math.log(2)]],
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("std", [oracles.BOX_STD, (1, 1, 1, 1), (0.3, 0.2, 0.5, 0.4)])
@@ -58,17 +80,32 @@ def test_encode_and_decode(std):
     rng = np.random.default_rng(0)
     anchor_boxes, boxes = boxes_of(rng, 500, smallest=8), boxes_of(rng, 500, smallest=2)
     deltas = oracles.encode_all(anchor_boxes, boxes, std)
-    np.testing.assert_allclose(numpy(encode_boxes(anchor_boxes, boxes, std=std)), deltas, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(
+        numpy(encode_boxes(anchor_boxes, boxes, std=std)), deltas, rtol=1e-4, atol=2e-5
+    )
     drawn = rng.normal(0, 1.5, (500, 4)).astype("float32")
-    np.testing.assert_allclose(numpy(decode_boxes(anchor_boxes, drawn, std=std)), oracles.decode_all(anchor_boxes, drawn, std), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        numpy(decode_boxes(anchor_boxes, drawn, std=std)),
+        oracles.decode_all(anchor_boxes, drawn, std),
+        rtol=1e-4,
+        atol=1e-3,
+    )
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 2**32 - 1), std=st.sampled_from([oracles.BOX_STD, (1, 1, 1, 1), (0.05, 0.2, 0.1, 0.4)]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    std=st.sampled_from([oracles.BOX_STD, (1, 1, 1, 1), (0.05, 0.2, 0.1, 0.4)]),
+)
 def test_decoding_what_was_encoded_gives_the_box(seed, std):
     rng = np.random.default_rng(seed)
-    anchor_boxes, boxes = boxes_of(rng, 64, span=600, smallest=8, largest=600), boxes_of(rng, 64, span=600, smallest=10, largest=490)
-    back = numpy(decode_boxes(anchor_boxes, encode_boxes(anchor_boxes, boxes, std=std), std=std))  # sides at most 490 / 8 < 62.5 anchors
+    anchor_boxes, boxes = (
+        boxes_of(rng, 64, span=600, smallest=8, largest=600),
+        boxes_of(rng, 64, span=600, smallest=10, largest=490),
+    )
+    back = numpy(
+        decode_boxes(anchor_boxes, encode_boxes(anchor_boxes, boxes, std=std), std=std)
+    )  # sides at most 490 / 8 < 62.5 anchors
     np.testing.assert_allclose(back, boxes, rtol=0, atol=1e-3)
 
 
@@ -77,7 +114,9 @@ def test_decoding_what_was_encoded_for_the_anchors_of_a_picture():
     rng = np.random.default_rng(1)
     for box in boxes_of(rng, 8, span=128, smallest=16, largest=128):
         boxes = np.broadcast_to(box, anchor_boxes.shape)
-        np.testing.assert_allclose(numpy(decode_boxes(anchor_boxes, encode_boxes(anchor_boxes, boxes))), boxes, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(
+            numpy(decode_boxes(anchor_boxes, encode_boxes(anchor_boxes, boxes))), boxes, rtol=0, atol=1e-3
+        )
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -86,7 +125,9 @@ def test_encoding_what_was_decoded_gives_the_deltas(seed):
     rng = np.random.default_rng(seed)
     anchor_boxes = boxes_of(rng, 32, smallest=16)
     deltas = rng.normal(0, 2, (32, 4)).astype("float32")
-    np.testing.assert_allclose(numpy(encode_boxes(anchor_boxes, decode_boxes(anchor_boxes, deltas))), deltas, rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(
+        numpy(encode_boxes(anchor_boxes, decode_boxes(anchor_boxes, deltas))), deltas, rtol=1e-3, atol=2e-3
+    )
 
 
 def test_the_clamp():
@@ -113,7 +154,9 @@ def test_leading_dimensions():
     # one set of anchors for a batch of boxes
     batch = np.stack([boxes, boxes[::-1]])
     np.testing.assert_allclose(numpy(encode_boxes(anchor_boxes, batch))[0], flat, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(numpy(decode_boxes(anchor_boxes, encode_boxes(anchor_boxes, batch))), batch, atol=1e-3)
+    np.testing.assert_allclose(
+        numpy(decode_boxes(anchor_boxes, encode_boxes(anchor_boxes, batch))), batch, atol=1e-3
+    )
     one = numpy(encode_boxes(anchor_boxes[0], boxes[0]))
     assert one.shape == (4,)
     np.testing.assert_allclose(one, flat[0], rtol=1e-6, atol=1e-6)

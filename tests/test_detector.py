@@ -1,4 +1,5 @@
 """The detector: the network's outputs through the oracles give its detections; it saves, loads and serves pictures of any kind."""
+
 import json
 
 import keras
@@ -43,18 +44,29 @@ def clear_case(model, shape, **options):
         pictures = noise(2, shape, seed)
         out = {name: numpy(value) for name, value in model(pictures, training=False).items()}
         threshold = options.get("nms_threshold", 0.5)
-        results = [oracles.detect(out["classification"], out["regression"], *shape, **{**options, "nms_threshold": threshold + d}) for d in (0, -2e-5, 2e-5)]
+        results = [
+            oracles.detect(
+                out["classification"],
+                out["regression"],
+                *shape,
+                **{**options, "nms_threshold": threshold + d},
+            )
+            for d in (0, -2e-5, 2e-5)
+        ]
         if all(np.array_equal(a, b) for other in results[1:] for a, b in zip(results[0], other)):
             return pictures, results[0]
     raise AssertionError("ten times a case for rounding: something else is wrong")
 
 
-@pytest.mark.parametrize("shape, options", [
-    ((128, 128), {}),
-    ((100, 130), dict(class_specific_filter=False)),
-    ((96, 160), dict(nms=False, max_detections=20)),
-    ((75, 50), dict(score_threshold=0.5, nms_threshold=0.2, max_detections=400)),
-])
+@pytest.mark.parametrize(
+    "shape, options",
+    [
+        ((128, 128), {}),
+        ((100, 130), dict(class_specific_filter=False)),
+        ((96, 160), dict(nms=False, max_detections=20)),
+        ((75, 50), dict(score_threshold=0.5, nms_threshold=0.2, max_detections=400)),
+    ],
+)
 def test_the_whole_way_from_outputs_to_detections(model, shape, options):
     same = {"nms_on" if k == "nms" else k: v for k, v in options.items()}
     pictures, wanted = clear_case(model, shape, **same)
@@ -70,10 +82,19 @@ def test_the_whole_way_from_outputs_to_detections(model, shape, options):
 def test_box_std_and_anchors_are_those_of_the_model():
     from retinanet_nb.hyperparameters import AnchorParameters
 
-    hp = small(box_std=(0.2, 0.3, 0.4, 0.1), anchors=AnchorParameters(sizes=(16, 32, 64, 128, 256), ratios=(1, 0.4), scales=(1, 1.3)), score_threshold=0.25)
+    hp = small(
+        box_std=(0.2, 0.3, 0.4, 0.1),
+        anchors=AnchorParameters(sizes=(16, 32, 64, 128, 256), ratios=(1, 0.4), scales=(1, 1.3)),
+        score_threshold=0.25,
+    )
     model = excite(retinanet_model(2, hp), 2, num_anchors=4)
-    pictures, wanted = clear_case(model, (90, 70), std=hp.box_std, score_threshold=0.25,
-                                  anchor_options=dict(sizes=(16, 32, 64, 128, 256), ratios=(1, 0.4), scales=(1, 1.3)))
+    pictures, wanted = clear_case(
+        model,
+        (90, 70),
+        std=hp.box_std,
+        score_threshold=0.25,
+        anchor_options=dict(sizes=(16, 32, 64, 128, 256), ratios=(1, 0.4), scales=(1, 1.3)),
+    )
     same_detections(outputs(retinanet_box(model), pictures), wanted, pixels=2e-3, score=1e-5)
 
 
@@ -145,7 +166,9 @@ def test_bfloat16_training_gives_a_float32_detector():
         half.set_weights(full.get_weights())
         pictures = noise(2, (100, 130), seed=11)
         rough = numpy(half(pictures, training=False)["classification"])
-        assert np.abs(rough - numpy(full(pictures, training=False)["classification"])).max() > 1e-4  # it did compute in bfloat16
+        assert (
+            np.abs(rough - numpy(full(pictures, training=False)["classification"])).max() > 1e-4
+        )  # it did compute in bfloat16
         keras.config.set_dtype_policy("mixed_bfloat16")  # as it is while a run is going on
         box = retinanet_box(half)
         found = outputs(box, pictures)
@@ -184,7 +207,13 @@ print(json.dumps({"box": list(box.class_names), "again": list(again.class_names)
 
 def test_saved_and_loaded_in_a_new_process(model, tmp_path):
     pictures = noise(2, (100, 130), seed=12)
-    options = dict(class_names=("un", "deux", "trois"), score_threshold=0.3, nms_threshold=0.35, max_detections=23, class_specific_filter=False)
+    options = dict(
+        class_names=("un", "deux", "trois"),
+        score_threshold=0.3,
+        nms_threshold=0.35,
+        max_detections=23,
+        class_specific_filter=False,
+    )
     box = retinanet_box(model, **options)
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -246,7 +275,11 @@ def check_detections(found, picture, box, threshold=0.5):
     assert boxes.shape == (n, 4) and scores.shape == (n,) and labels.shape == (n,) and len(found.names) == n
     assert (scores >= threshold).all() and (np.diff(scores) <= 0).all() and (labels >= 0).all()
     assert [str(name) for name in found.names] == [box.class_names[k] for k in labels]
-    assert (boxes >= 0).all() and (boxes[:, 2] <= picture.shape[1]).all() and (boxes[:, 3] <= picture.shape[0]).all()
+    assert (
+        (boxes >= 0).all()
+        and (boxes[:, 2] <= picture.shape[1]).all()
+        and (boxes[:, 3] <= picture.shape[0]).all()
+    )
     return boxes, scores, labels
 
 
@@ -258,7 +291,7 @@ def test_detect_one_picture(box):
     keep = raw[1] > 0.3
     same_detections([boxes[None], scores[None], labels[None]], [x[keep][None] for x in raw], pixels=1e-2)
     few = check_detections(detect(box, picture, score_threshold=0.9), picture, box, 0.9)[1]
-    assert 0 < len(few) < len(scores) and (few == scores[:len(few)]).all()
+    assert 0 < len(few) < len(scores) and (few == scores[: len(few)]).all()
     assert len(detect(box, picture)) == (scores >= 0.5).sum()  # the default
     assert len(detect(box, picture, score_threshold=0.9999).scores) == 0
 
@@ -288,13 +321,18 @@ def test_a_detector_of_a_compiled_model_is_read_back(tmp_path):
     from retinanet_nb.losses import focal_loss
 
     model = excite(retinanet_model(2, small(pre_nms_top_k=50)), 2)
-    model.compile("adam", loss={"classification": focal_loss(0.25, 2.0), "regression": lambda y, out: keras.ops.sum(out)})
+    model.compile(
+        "adam",
+        loss={"classification": focal_loss(0.25, 2.0), "regression": lambda y, out: keras.ops.sum(out)},
+    )
     box = retinanet_box(model)
     box.save(tmp_path / "box.keras")
     assert "__lambda__" not in archive_text(tmp_path / "box.keras")[1]
     pictures = noise(1, (96, 96))
     for read in (load_detector, keras.models.load_model):
-        for a, b in zip(box.predict_on_batch(pictures), read(tmp_path / "box.keras").predict_on_batch(pictures)):
+        for a, b in zip(
+            box.predict_on_batch(pictures), read(tmp_path / "box.keras").predict_on_batch(pictures)
+        ):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
@@ -303,4 +341,6 @@ def test_detect_takes_pictures_of_any_number_type(box):
     wanted = check_detections(detect(box, picture.astype("float32"), 0.3), picture, box, 0.3)
     for kind in ("int32", "int64", "float16", "float64"):
         found = check_detections(detect(box, picture.astype(kind), 0.3), picture, box, 0.3)
-        np.testing.assert_allclose(found[1][:5], wanted[1][:5], atol=0.02)  # resizing rounds where the type does
+        np.testing.assert_allclose(
+            found[1][:5], wanted[1][:5], atol=0.02
+        )  # resizing rounds where the type does

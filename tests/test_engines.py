@@ -1,5 +1,6 @@
 """One source, three engines: without TensorFlow on the machine a network is built, trained, wrapped, saved, loaded and used, and a
 detector's file means the same everywhere."""
+
 import importlib.util
 
 import keras
@@ -75,13 +76,17 @@ def test_engine(engine, tmp_path):
     if importlib.util.find_spec(engine) is None:
         pytest.skip(f"{engine} isn't installed")
     pictures = noise(2, (100, 130), seed=20)
-    box = retinanet_box(excite(retinanet_model(3, small(), class_names=("a", "b", "c")), 3, seed=6), max_detections=60)
+    box = retinanet_box(
+        excite(retinanet_model(3, small(), class_names=("a", "b", "c")), 3, seed=6), max_detections=60
+    )
     here = [np.asarray(x) for x in box.predict_on_batch(pictures)]
     assert (here[2] >= 0).sum() > 20
     box.save(tmp_path / "box.keras")
     np.save(tmp_path / "pictures.npy", pictures)
     assert "done" in python(WORK, engine, tmp_path, KERAS_BACKEND=engine)
-    same_detections([np.load(tmp_path / f"{engine}_{part}.npy") for part in ("boxes", "scores", "labels")], here)
+    same_detections(
+        [np.load(tmp_path / f"{engine}_{part}.npy") for part in ("boxes", "scores", "labels")], here
+    )
     # and the way back: what it trained and wrote is read here
     with np.load(tmp_path / f"{engine}_own.npz") as own:
         found = load_detector(tmp_path / f"{engine}.keras").predict_on_batch(own["images"])
@@ -128,9 +133,11 @@ def test_a_whole_run_on_another_engine(engine, tmp_path):
 
 
 def test_importing_hyperparameters_is_quick():
-    assert "fine" in python("import sys, retinanet_nb.hyperparameters\n"
-                            "heavy = {'tensorflow', 'keras', 'jax', 'torch', 'cv2', 'matplotlib'} & set(sys.modules)\n"
-                            "assert not heavy, heavy\nprint('fine')")
+    assert "fine" in python(
+        "import sys, retinanet_nb.hyperparameters\n"
+        "heavy = {'tensorflow', 'keras', 'jax', 'torch', 'cv2', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\nprint('fine')"
+    )
 
 
 def test_default_engine():

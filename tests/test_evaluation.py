@@ -1,4 +1,5 @@
 """Evaluation: against the published sample, pycocotools on its own, a slow float64 oracle of the devkit, and cases worked by hand."""
+
 import contextlib
 import io
 import json
@@ -13,9 +14,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retinanet_nb.evaluation import (COCO_FIGURES, Found, average_precision, coco_metrics, confusion_matrix, describe_mistake, draw_mistake, draw_outcome,
-                                     evaluate, evaluate_detections, find_mistakes, iou_matrix, judge, match_detections, mistakes_overview,
-                                     outcomes, precision_recall, show_worst, worst)
+from retinanet_nb.evaluation import (
+    COCO_FIGURES,
+    average_precision,
+    coco_metrics,
+    evaluate,
+    evaluate_detections,
+    iou_matrix,
+    judge,
+    match_detections,
+    precision_recall,
+)
+from retinanet_nb.mistakes import (
+    confusion_matrix,
+    describe_mistake,
+    draw_mistake,
+    draw_outcome,
+    find_mistakes,
+    mistakes_overview,
+    outcomes,
+    show_worst,
+    worst,
+)
+from retinanet_nb.prediction import Found
 
 ROOT = Path(__file__).resolve().parent.parent
 EMPTY = Found(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
@@ -24,14 +45,25 @@ EMPTY = Found(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
 def truth(boxes, labels=None, difficult=None, crowd=None):
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     flags = lambda v: np.zeros(len(boxes), bool) if v is None else np.asarray(v, bool)
-    return SimpleNamespace(boxes=boxes, labels=np.zeros(len(boxes), int) if labels is None else np.asarray(labels), difficult=flags(difficult), crowd=flags(crowd))
+    return SimpleNamespace(
+        boxes=boxes,
+        labels=np.zeros(len(boxes), int) if labels is None else np.asarray(labels),
+        difficult=flags(difficult),
+        crowd=flags(crowd),
+    )
 
 
 def found(boxes, scores, labels=None):
-    return Found(np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(scores, float), np.zeros(len(scores), int) if labels is None else np.asarray(labels))
+    return Found(
+        np.asarray(boxes, np.float64).reshape(-1, 4),
+        np.asarray(scores, float),
+        np.zeros(len(scores), int) if labels is None else np.asarray(labels),
+    )
 
 
-def random_data(seed, pictures=30, num_classes=3, most=6, detections=40, side=500, difficult=0.15, crowd=0.0, decimals=2):
+def random_data(
+    seed, pictures=30, num_classes=3, most=6, detections=40, side=500, difficult=0.15, crowd=0.0, decimals=2
+):
     rng = np.random.default_rng(seed)
     truths, detected = [], []
     for _ in range(pictures):
@@ -44,47 +76,70 @@ def random_data(seed, pictures=30, num_classes=3, most=6, detections=40, side=50
             of = rng.integers(0, m, n)
             size = np.tile(boxes[of, 2:] - boxes[of, :2], 2)
             guess = boxes[of] + rng.normal(0, 0.12, (n, 4)) * size
-            guess = np.concatenate([np.minimum(guess[:, :2], guess[:, 2:]), np.maximum(guess[:, :2], guess[:, 2:])], 1)
+            guess = np.concatenate(
+                [np.minimum(guess[:, :2], guess[:, 2:]), np.maximum(guess[:, :2], guess[:, 2:])], 1
+            )
             kinds = np.where(rng.random(n) < 0.8, labels[of], rng.integers(0, num_classes, n))
-        else: guess, kinds = np.sort(rng.uniform(0, side, (n, 2, 2)), 1).reshape(n, 4), rng.integers(0, num_classes, n)
+        else:
+            guess, kinds = (
+                np.sort(rng.uniform(0, side, (n, 2, 2)), 1).reshape(n, 4),
+                rng.integers(0, num_classes, n),
+            )
         detected.append(found(guess, rng.random(n).round(decimals), kinds))
     return detected, truths
 
 
 # ---------------------------------------------------------------- the slow oracle
 
+
 def oracle_iou(a, b):
     a, b = [float(v) for v in a], [float(v) for v in b]
     w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if w <= 0 or h <= 0: return 0.0
+    if w <= 0 or h <= 0:
+        return 0.0
     return w * h / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - w * h)
 
 
 def oracle_ap(detected, truths, label, threshold, method):
     """VOCevaldet and VOCap as they stand: zero rows for what is left out, no shortcuts."""
-    queue = [(-float(s), i, d) for i, f in enumerate(detected) for d, (s, l) in enumerate(zip(f.scores, f.labels)) if l == label]
+    queue = [
+        (-float(s), i, d)
+        for i, f in enumerate(detected)
+        for d, (s, l) in enumerate(zip(f.scores, f.labels))
+        if l == label
+    ]
     queue.sort(key=lambda q: q[0])
-    number = sum(int(l == label and not d and not c) for t in truths for l, d, c in zip(t.labels, t.difficult, t.crowd))
-    if number == 0: return float("nan")
+    number = sum(
+        int(l == label and not d and not c) for t in truths for l, d, c in zip(t.labels, t.difficult, t.crowd)
+    )
+    if number == 0:
+        return float("nan")
     taken, tp, fp = set(), 0, 0
     recall, precision = [], []
     for _, i, d in queue:
         best, best_iou = None, -1.0
         for o, (box, l) in enumerate(zip(truths[i].boxes, truths[i].labels)):
-            if l != label: continue
+            if l != label:
+                continue
             iou = oracle_iou(detected[i].boxes[d], box)
-            if iou > best_iou: best, best_iou = o, iou
+            if iou > best_iou:
+                best, best_iou = o, iou
         if best is not None and best_iou >= threshold:
             if not (truths[i].difficult[best] or truths[i].crowd[best]):
-                if (i, best) in taken: fp += 1
+                if (i, best) in taken:
+                    fp += 1
                 else:
                     tp += 1
                     taken.add((i, best))
-        else: fp += 1
+        else:
+            fp += 1
         recall.append(tp / number)
         precision.append(tp / (tp + fp) if tp + fp else 0.0)
     if method == "voc07":
-        return sum(max([p for r, p in zip(recall, precision) if r >= k * 0.1], default=0.0) for k in range(11)) / 11
+        return (
+            sum(max([p for r, p in zip(recall, precision) if r >= k * 0.1], default=0.0) for k in range(11))
+            / 11
+        )
     area, last = 0.0, 0.0
     for i, r in enumerate(recall):
         if r > last:
@@ -94,10 +149,18 @@ def oracle_ap(detected, truths, label, threshold, method):
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), threshold=st.sampled_from([0.1, 0.3, 0.5, 0.75, 0.95]), most=st.integers(1, 6), detections=st.integers(0, 25),
-       decimals=st.integers(0, 3), crowd=st.sampled_from([0.0, 0.2]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    threshold=st.sampled_from([0.1, 0.3, 0.5, 0.75, 0.95]),
+    most=st.integers(1, 6),
+    detections=st.integers(0, 25),
+    decimals=st.integers(0, 3),
+    crowd=st.sampled_from([0.0, 0.2]),
+)
 def test_equals_the_oracle(seed, threshold, most, detections, decimals, crowd):
-    detected, truths = random_data(seed, pictures=8, most=most, detections=detections, crowd=crowd, decimals=decimals)
+    detected, truths = random_data(
+        seed, pictures=8, most=most, detections=detections, crowd=crowd, decimals=decimals
+    )
     report = evaluate_detections(detected, truths, "abc", threshold, coco=False)
     for method in ("voc07", "voc"):
         expected = [oracle_ap(detected, truths, label, threshold, method) for label in range(3)]
@@ -105,11 +168,18 @@ def test_equals_the_oracle(seed, threshold, most, detections, decimals, crowd):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=6))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 8), st.integers(0, 8)),
+        min_size=1,
+        max_size=6,
+    )
+)
 def test_iou_equals_counted_pixels(corners):
     boxes = np.array([(x, y, x + w, y + h) for x, y, w, h in corners])
     grid = np.zeros((len(boxes), 24, 24), bool)
-    for g, (x1, y1, x2, y2) in zip(grid, boxes): g[y1:y2, x1:x2] = True
+    for g, (x1, y1, x2, y2) in zip(grid, boxes):
+        g[y1:y2, x1:x2] = True
     shared = (grid[:, None] & grid).sum((2, 3))
     either = (grid[:, None] | grid).sum((2, 3))
     np.testing.assert_allclose(iou_matrix(boxes, boxes), shared / np.maximum(either, 1), rtol=0, atol=1e-12)
@@ -117,13 +187,20 @@ def test_iou_equals_counted_pixels(corners):
 
 # ---------------------------------------------------------------- published figures
 
+
 @pytest.mark.skipif("RETINANET_DATA" not in os.environ, reason="RETINANET_DATA is not set")
 def test_published_sample():
     sample = json.loads((Path(os.environ["RETINANET_DATA"]) / "voc_metric" / "sample.json").read_text())
     outward = np.array([0, 0, 1, 1])  # inclusive corners become edges
     names = list(sample["ground_truth"])
     truths = [truth(np.array(sample["ground_truth"][n]) + outward) for n in names]
-    detected = [found(np.array([d["box"] for d in sample["detections"].get(n, [])]).reshape(-1, 4) + outward, [d["score"] for d in sample["detections"].get(n, [])]) for n in names]
+    detected = [
+        found(
+            np.array([d["box"] for d in sample["detections"].get(n, [])]).reshape(-1, 4) + outward,
+            [d["score"] for d in sample["detections"].get(n, [])],
+        )
+        for n in names
+    ]
     assert sum(len(d.scores) for d in detected) == 24
     checked = 0
     for method, key in (("voc07", "eleven_point"), ("voc", "all_points")):
@@ -143,25 +220,50 @@ def pycocotools_alone(detected, truths, num_classes, ignore_difficult=True):
         def _prepare(self):
             super()._prepare()
             for rows in self._gts.values():
-                for row in rows: row["ignore"] = row["ignore"] or row["hard"]
+                for row in rows:
+                    row["ignore"] = row["ignore"] or row["hard"]
 
     images, annotations, results = [], [], []
     for i, (d, t) in enumerate(zip(detected, truths)):
         images.append({"id": 1000 + 7 * i})
         for box, label, hard, crowd in zip(t.boxes.astype(float), t.labels, t.difficult, t.crowd):
             x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
-            annotations.append({"id": 5 + len(annotations), "image_id": 1000 + 7 * i, "category_id": int(label) + 1, "bbox": [x, y, w, h], "area": w * h,
-                                "iscrowd": int(crowd), "hard": bool(hard) and not crowd and ignore_difficult})
+            annotations.append(
+                {
+                    "id": 5 + len(annotations),
+                    "image_id": 1000 + 7 * i,
+                    "category_id": int(label) + 1,
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": int(crowd),
+                    "hard": bool(hard) and not crowd and ignore_difficult,
+                }
+            )
         for box, score, label in zip(d.boxes, d.scores, d.labels):
-            results.append({"image_id": 1000 + 7 * i, "category_id": int(label) + 1, "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]], "score": float(score)})
+            results.append(
+                {
+                    "image_id": 1000 + 7 * i,
+                    "category_id": int(label) + 1,
+                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                    "score": float(score),
+                }
+            )
     with contextlib.redirect_stdout(io.StringIO()):
         gt = COCO()
-        gt.dataset = {"images": images, "annotations": annotations, "categories": [{"id": k + 1, "name": str(k)} for k in range(num_classes)], "info": {}}
+        gt.dataset = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": k + 1, "name": str(k)} for k in range(num_classes)],
+            "info": {},
+        }
         gt.createIndex()
         run = Ignoring(gt, gt.loadRes(results), "bbox")
         run.evaluate(), run.accumulate(), run.summarize()
     precision = run.eval["precision"][..., 0, -1]
-    classes = [precision[:, :, k][precision[:, :, k] > -1].mean() if (precision[:, :, k] > -1).any() else np.nan for k in range(num_classes)]
+    classes = [
+        precision[:, :, k][precision[:, :, k] > -1].mean() if (precision[:, :, k] > -1).any() else np.nan
+        for k in range(num_classes)
+    ]
     return np.where(run.stats < 0, np.nan, run.stats), np.array(classes)
 
 
@@ -169,10 +271,14 @@ LIBRARIES = ["pycocotools", "faster_coco_eval"]
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("seed,crowd,difficult", [(0, 0.0, 0.0), (1, 0.0, 0.25), (2, 0.2, 0.0), (3, 0.2, 0.2)])
+@pytest.mark.parametrize(
+    "seed,crowd,difficult", [(0, 0.0, 0.0), (1, 0.0, 0.25), (2, 0.2, 0.0), (3, 0.2, 0.2)]
+)
 def test_coco_figures_equal_pycocotools(library, seed, crowd, difficult):
     pytest.importorskip(library)
-    detected, truths = random_data(seed, pictures=60, num_classes=4, most=10, detections=140, crowd=crowd, difficult=difficult)
+    detected, truths = random_data(
+        seed, pictures=60, num_classes=4, most=10, detections=140, crowd=crowd, difficult=difficult
+    )
     assert sum(len(d.scores) for d in detected) > 3000
     expected, classes = pycocotools_alone(detected, truths, 4)
     figures, per_class = coco_metrics(detected, truths, 4, library)
@@ -180,7 +286,9 @@ def test_coco_figures_equal_pycocotools(library, seed, crowd, difficult):
     np.testing.assert_allclose(per_class, classes, rtol=0, atol=1e-6)
     assert 0.02 < figures["AP"] < figures["AP50"] < 1
     if difficult:  # the flag matters
-        assert abs(pycocotools_alone(detected, truths, 4, ignore_difficult=False)[0][0] - figures["AP"]) > 1e-3
+        assert (
+            abs(pycocotools_alone(detected, truths, 4, ignore_difficult=False)[0][0] - figures["AP"]) > 1e-3
+        )
 
 
 def test_coco_is_quiet(capfd):
@@ -195,9 +303,11 @@ def test_coco_is_quiet(capfd):
 def test_coco_library_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(ImportError, match="pip install pycocotools.*coco=False"): evaluate_detections([EMPTY], [truth([])], ["a"])
+    with pytest.raises(ImportError, match="pip install pycocotools.*coco=False"):
+        evaluate_detections([EMPTY], [truth([])], ["a"])
     assert evaluate_detections([EMPTY], [truth([])], ["a"], coco=False).coco == {}
-    with pytest.raises(ValueError, match='"pycocotools" or "faster_coco_eval"'): coco_metrics([EMPTY], [truth([])], 1, "detectron")
+    with pytest.raises(ValueError, match='"pycocotools" or "faster_coco_eval"'):
+        coco_metrics([EMPTY], [truth([])], 1, "detectron")
 
 
 # ---------------------------------------------------------------- cases worked by hand
@@ -217,7 +327,9 @@ def test_no_detections():
 
 def test_no_objects():
     r, values = figures([found(SQUARES, [0.9, 0.8])], [truth([])])
-    assert np.isnan(values).all() and np.isnan(r.coco_ap) and np.isnan(r.coco_per_class).all() and "–" in str(r)
+    assert (
+        np.isnan(values).all() and np.isnan(r.coco_ap) and np.isnan(r.coco_per_class).all() and "–" in str(r)
+    )
 
 
 def test_no_pictures():
@@ -226,7 +338,9 @@ def test_no_pictures():
 
 @pytest.mark.parametrize("flag", ["difficult", "crowd"])
 def test_only_difficult_objects(flag):
-    r, values = figures([found([*SQUARES, [50, 50, 60, 60]], [0.9, 0.8, 0.7])], [truth(SQUARES, **{flag: [True, True]})])
+    r, values = figures(
+        [found([*SQUARES, [50, 50, 60, 60]], [0.9, 0.8, 0.7])], [truth(SQUARES, **{flag: [True, True]})]
+    )
     assert np.isnan(values).all() and r.objects.tolist() == [0] and r.difficult.tolist() == [2]
 
 
@@ -236,7 +350,9 @@ def test_detection_of_a_difficult_object_counts_neither_way():
     with_difficult = figures([found(SQUARES, [0.9, 0.5])], truths)[1]
     np.testing.assert_allclose(alone, 1)
     np.testing.assert_allclose(with_difficult, 1)
-    r, values = figures([found([SQUARES[0]] * 2 + [SQUARES[1]], [0.9, 0.8, 0.5])], truths)  # VOC excuses every box there, COCO one
+    r, values = figures(
+        [found([SQUARES[0]] * 2 + [SQUARES[1]], [0.9, 0.8, 0.5])], truths
+    )  # VOC excuses every box there, COCO one
     assert r.voc_map == 1 and abs(r.coco_ap50 - 0.5) < 1e-9
 
 
@@ -250,32 +366,53 @@ def test_duplicates_are_false_alarms():
 
 
 def test_the_surer_of_two_boxes_is_the_hit_even_if_it_fits_worse():
-    assert judge(match_detections([found([[0, 0, 10, 10], [0, 0, 10, 8]], [0.8, 0.9])], [truth(SQUARES[:1])]), 0.5).tolist() == [0, 1]
+    assert judge(
+        match_detections([found([[0, 0, 10, 10], [0, 0, 10, 8]], [0.8, 0.9])], [truth(SQUARES[:1])]), 0.5
+    ).tolist() == [0, 1]
 
 
 def test_a_taken_best_object_is_not_exchanged_for_a_free_one():
-    truths = [truth([[0, 0, 10, 10], [0, 2, 10, 12]])]  # the second box fits the first object best, the other well enough
-    assert judge(match_detections([found([[0, 0, 10, 10], [0, 0.5, 10, 10.5]], [0.9, 0.8])], truths), 0.5).tolist() == [1, 0]
+    truths = [
+        truth([[0, 0, 10, 10], [0, 2, 10, 12]])
+    ]  # the second box fits the first object best, the other well enough
+    assert judge(
+        match_detections([found([[0, 0, 10, 10], [0, 0.5, 10, 10.5]], [0.9, 0.8])], truths), 0.5
+    ).tolist() == [1, 0]
 
 
 def test_equal_scores_keep_the_order_given():
     good, bad = SQUARES[0], [50, 50, 60, 60]
     for boxes, expected in (([good, bad], 1), ([bad, good], 0.5)):
         assert figures([found(boxes, [0.5, 0.5])], [truth([good])])[0].voc_map == expected
-        two = figures([found([b], [0.5]) for b in boxes], [truth([good] if b is good else []) for b in boxes])[0]
+        two = figures(
+            [found([b], [0.5]) for b in boxes], [truth([good] if b is good else []) for b in boxes]
+        )[0]
         assert two.voc_map == expected
     many = [found([bad] * 500 + [good], [0.5] * 501)]  # an unstable sort would show with this many
     np.testing.assert_allclose(figures(many, [truth([good])])[0].voc_map, 1 / 501)
 
 
 def test_a_class_that_never_occurs_is_left_out_of_the_mean():
-    r, values = figures([found([*SQUARES, [50, 50, 60, 60]], [0.9, 0.8, 0.95], [0, 0, 1])], [truth(SQUARES)], names=("a", "never"))
+    r, values = figures(
+        [found([*SQUARES, [50, 50, 60, 60]], [0.9, 0.8, 0.95], [0, 0, 1])],
+        [truth(SQUARES)],
+        names=("a", "never"),
+    )
     np.testing.assert_allclose(values, 1)
-    assert np.isnan(r.voc[1]) and np.isnan(r.voc07[1]) and np.isnan(r.coco_per_class[1]) and r.num_detections.tolist() == [2, 1]
+    assert (
+        np.isnan(r.voc[1])
+        and np.isnan(r.voc07[1])
+        and np.isnan(r.coco_per_class[1])
+        and r.num_detections.tolist() == [2, 1]
+    )
 
 
 def test_classes_are_matched_on_their_own():
-    assert figures([found(SQUARES, [0.9, 0.8], [1, 0])], [truth(SQUARES, [0, 1])], names=("a", "b"))[1] == (0, 0, 0)
+    assert figures([found(SQUARES, [0.9, 0.8], [1, 0])], [truth(SQUARES, [0, 1])], names=("a", "b"))[1] == (
+        0,
+        0,
+        0,
+    )
 
 
 def test_threshold_is_reached_by_equality():
@@ -296,8 +433,10 @@ def test_average_precision_by_hand():
     assert average_precision([1.0], [1.0]) == 1
     assert average_precision([0.5, 0.5, 1.0], [1.0, 0.5, 2 / 3], "voc") == pytest.approx(0.5 + 0.5 * 2 / 3)
     assert np.isnan(average_precision([np.nan], [0.0]))
-    with pytest.raises(ValueError, match="method"): average_precision([1.0], [1.0], "area")
-    with pytest.raises(ValueError, match="same length"): average_precision([1.0], [])
+    with pytest.raises(ValueError, match="method"):
+        average_precision([1.0], [1.0], "area")
+    with pytest.raises(ValueError, match="same length"):
+        average_precision([1.0], [])
 
 
 def test_precision_recall_leaves_out():
@@ -306,47 +445,74 @@ def test_precision_recall_leaves_out():
     assert np.isnan(precision_recall([0.5], [0], 0)[0]).all()
 
 
-@pytest.mark.parametrize("change,message", [
-    (dict(detected=[]), "0 pictures but 1 records"),
-    (dict(detected=[found(SQUARES, [0.9, 0.8], [0, 3])]), "picture 0 has a detection with label 3, but there are only 1 classes"),
-    (dict(detected=[found(SQUARES, [0.9, float("nan")])]), "not a finite number"),
-    (dict(detected=[Found(np.zeros((2, 4)), np.zeros(1), np.zeros(2))]), "2 boxes, 1 scores and 2 labels"),
-    (dict(truths=[truth(SQUARES, [0, 5])]), "record 0 has an object with a label outside 0…0"),
-    (dict(threshold=0.0), "iou_threshold must be above 0"),
-])
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (dict(detected=[]), "0 pictures but 1 records"),
+        (
+            dict(detected=[found(SQUARES, [0.9, 0.8], [0, 3])]),
+            "picture 0 has a detection with label 3, but there are only 1 classes",
+        ),
+        (dict(detected=[found(SQUARES, [0.9, float("nan")])]), "not a finite number"),
+        (
+            dict(detected=[Found(np.zeros((2, 4)), np.zeros(1), np.zeros(2))]),
+            "2 boxes, 1 scores and 2 labels",
+        ),
+        (dict(truths=[truth(SQUARES, [0, 5])]), "record 0 has an object with a label outside 0…0"),
+        (dict(threshold=0.0), "iou_threshold must be above 0"),
+    ],
+)
 def test_bad_input(change, message):
     case = dict(detected=[found(SQUARES, [0.9, 0.8])], truths=[truth(SQUARES)], threshold=0.5) | change
-    with pytest.raises(ValueError, match=message): evaluate_detections(case["detected"], case["truths"], ["a"], case["threshold"])
+    with pytest.raises(ValueError, match=message):
+        evaluate_detections(case["detected"], case["truths"], ["a"], case["threshold"])
 
 
 # ---------------------------------------------------------------- report, mistakes, confusion
+
 
 def test_report_to_json_is_atomic_and_complete(tmp_path, monkeypatch):
     detected, truths = random_data(11, pictures=12)
     report = evaluate_detections(detected, truths, ("a", "b", "c", "never"))
     path = report.to_json(tmp_path / "r.json")
     saved = json.loads(path.read_text(), parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))
-    assert "detections" not in saved and saved["classes"]["never"]["voc"] is None and saved["coco"]["AP"] == pytest.approx(report.coco_ap)
+    assert (
+        "detections" not in saved
+        and saved["classes"]["never"]["voc"] is None
+        and saved["coco"]["AP"] == pytest.approx(report.coco_ap)
+    )
     for k, name in enumerate("abc"):
         curve = saved["classes"][name]["curve"]
-        for method in ("voc07", "voc"): assert average_precision(curve["recall"], curve["precision"], method) == pytest.approx(getattr(report, method)[k], abs=1e-4)
+        for method in ("voc07", "voc"):
+            assert average_precision(curve["recall"], curve["precision"], method) == pytest.approx(
+                getattr(report, method)[k], abs=1e-4
+            )
     before = path.read_bytes()
+
     def breaks_off(path, text, **_):
-        with path.open("w") as f: f.write(text[:99])
+        with path.open("w") as f:
+            f.write(text[:99])
         raise KeyboardInterrupt
+
     monkeypatch.setattr(Path, "write_text", breaks_off)
-    with pytest.raises(KeyboardInterrupt): report.to_json(path)
+    with pytest.raises(KeyboardInterrupt):
+        report.to_json(path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["r.json"]
-    with pytest.raises(FileNotFoundError, match="nowhere"): report.to_json(tmp_path / "nowhere" / "r.json")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        report.to_json(tmp_path / "nowhere" / "r.json")
 
 
 def test_report_prints_and_plots():
     import matplotlib
+
     matplotlib.use("Agg")
     detected, truths = random_data(12, pictures=12)
     report = evaluate_detections(detected, truths, ("ant", "bee", "cow", "never"))
     text = str(report)
-    assert all(f"{v:.3f}" in text for v in (report.voc07_map, report.voc_map, report.coco_ap, report.coco_ap50)) and "never" not in text
+    assert (
+        all(f"{v:.3f}" in text for v in (report.voc07_map, report.voc_map, report.coco_ap, report.coco_ap50))
+        and "never" not in text
+    )
     assert [line.get_label().split()[0] for line in report.plot().lines] == ["ant", "bee", "cow"]
 
 
@@ -358,42 +524,66 @@ def test_outcomes_and_confusion_count_every_object_once():
     assert matrix[:4].sum() == counted == sum(len(o.hits) + len(o.missed) for o in sorted_out)
     assert np.trace(matrix[:4, :4]) == sum(len(o.hits) for o in sorted_out) > 0
     assert matrix[4, 4] == 0 and matrix[:4, :4].sum() > np.trace(matrix[:4, :4])
-    kept = [found(d.boxes[d.scores >= 0.4], d.scores[d.scores >= 0.4], d.labels[d.scores >= 0.4]) for d in detected]
+    kept = [
+        found(d.boxes[d.scores >= 0.4], d.scores[d.scores >= 0.4], d.labels[d.scores >= 0.4])
+        for d in detected
+    ]
     report = evaluate_detections(kept, truths, "abcd", coco=False)
     assert [int(c.hits.sum()) for c in report.curves.values()] == np.diag(matrix)[:4].tolist()
-    for o, d in zip(sorted_out, detected): assert (d.scores[np.concatenate([o.hits, o.false_alarms]).astype(int)] >= 0.4).all()
+    for o, d in zip(sorted_out, detected):
+        assert (d.scores[np.concatenate([o.hits, o.false_alarms]).astype(int)] >= 0.4).all()
 
 
 def test_worst_first(tmp_path):
     import matplotlib
+
     matplotlib.use("Agg")
     from retinanet_nb.pictures import write_image
+
     truths = [truth(SQUARES), truth(SQUARES), truth(SQUARES, difficult=[True, False])]
-    detected = [found(SQUARES, [0.9, 0.8]), found([[50, 50, 60, 60]], [0.9]), found([[50, 50, 60, 60], SQUARES[1]], [0.9, 0.3])]
-    for i, t in enumerate(truths): t.image = write_image(tmp_path / f"{i}.png", np.full((80, 90, 3), 200, np.uint8))
+    detected = [
+        found(SQUARES, [0.9, 0.8]),
+        found([[50, 50, 60, 60]], [0.9]),
+        found([[50, 50, 60, 60], SQUARES[1]], [0.9, 0.3]),
+    ]
+    for i, t in enumerate(truths):
+        t.image = write_image(tmp_path / f"{i}.png", np.full((80, 90, 3), 200, np.uint8))
     report = evaluate_detections(detected, truths, ["a"], coco=False)
     ranking = worst(report, truths)
-    assert [(o.index, len(o.missed), len(o.false_alarms), o.mistakes) for o in ranking] == [(1, 2, 1, 3), (2, 1, 1, 2)]
+    assert [(o.index, len(o.missed), len(o.false_alarms), o.mistakes) for o in ranking] == [
+        (1, 2, 1, 3),
+        (2, 1, 1, 2),
+    ]
     assert len(show_worst(report, truths, columns=2).axes) == 2
     assert show_worst(evaluate_detections(detected[:1], truths[:1], ["a"], coco=False), truths[:1]) is None
-    assert draw_outcome(np.zeros((80, 90, 3), np.uint8), truths[1], detected[1], ranking[0], ["a"], side=360).shape == (320, 360, 3)
+    assert draw_outcome(
+        np.zeros((80, 90, 3), np.uint8), truths[1], detected[1], ranking[0], ["a"], side=360
+    ).shape == (320, 360, 3)
 
 
 # ---------------------------------------------------------------- a detector over files
 
+
 class Brightness:
     """Finds the one bright rectangle in each picture, in canvas pixels; labels by colour. No network."""
+
     class_names = ["blue", "red"]
     hyperparameters = SimpleNamespace(image_size=(96, 128))
 
-    def __init__(self): self.shapes = []
+    def __init__(self):
+        self.shapes = []
 
     def predict_on_batch(self, images):
         self.shapes.append(images.shape)
         B = len(images)
-        boxes, scores, labels = np.full((B, 5, 4), -1, np.float32), np.full((B, 5), -1, np.float32), np.full((B, 5), -1, np.int32)
+        boxes, scores, labels = (
+            np.full((B, 5, 4), -1, np.float32),
+            np.full((B, 5), -1, np.float32),
+            np.full((B, 5), -1, np.int32),
+        )
         for b, image in enumerate(images.astype(float)):
-            if image.max() < 128: continue
+            if image.max() < 128:
+                continue
             ys, xs = np.nonzero(image.max(-1) > 128)
             boxes[b, 0] = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
             scores[b, 0], labels[b, 0] = 0.9, int(image[..., 0].max() > image[..., 2].max())
@@ -407,10 +597,11 @@ class Files(list):
 @pytest.fixture
 def files(tmp_path):
     from retinanet_nb.pictures import write_image
+
     records = Files()
     for i, (h, w) in enumerate([(48, 64), (192, 256), (200, 100), (96, 128), (300, 90)]):
         image, box = np.full((h, w, 3), 20, np.uint8), np.array([w // 4, h // 5, 3 * w // 4, 4 * h // 5])
-        image[box[1]:box[3], box[0]:box[2]] = (250, 0, 0) if i % 2 else (0, 0, 250)
+        image[box[1] : box[3], box[0] : box[2]] = (250, 0, 0) if i % 2 else (0, 0, 250)
         t = truth([box], [1 - i % 2])
         t.image = write_image(tmp_path / f"{i}.png", image)
         records.append(t)
@@ -421,9 +612,14 @@ def test_evaluate_a_detector(files, capfd):
     detector = Brightness()
     report = evaluate(detector, files, batch_size=2, progress=False)
     assert detector.shapes == [(2, 96, 128, 3)] * 3  # the last batch is filled up
-    assert report.class_names == ("red", "blue") and report.voc_map == report.voc07_map == 1 and report.coco_ap50 == pytest.approx(1)
+    assert (
+        report.class_names == ("red", "blue")
+        and report.voc_map == report.voc07_map == 1
+        and report.coco_ap50 == pytest.approx(1)
+    )
     assert [d.labels.tolist() for d in report.detections] == [[1], [0], [1], [0], [1]]
-    for d, t in zip(report.detections, files): assert iou_matrix(d.boxes, t.boxes)[0, 0] > 0.9
+    for d, t in zip(report.detections, files):
+        assert iou_matrix(d.boxes, t.boxes)[0, 0] > 0.9
     assert capfd.readouterr() == ("", "")
     none = evaluate(detector, files, batch_size=2, score_threshold=0.95, progress=False)
     assert none.voc_map == 0 and none.num_detections.sum() == 0
@@ -432,16 +628,20 @@ def test_evaluate_a_detector(files, capfd):
 def test_evaluate_names(files):
     detector = Brightness()
     detector.class_names = ["red", "green"]
-    with pytest.raises(ValueError, match="does not know: blue; it knows red, green"): evaluate(detector, files)
+    with pytest.raises(ValueError, match="does not know: blue; it knows red, green"):
+        evaluate(detector, files)
     detector.class_names = ["green", "blue", "red"]
     assert evaluate(detector, files, progress=False).class_names == ("red", "blue", "green")
-    with pytest.raises(ValueError, match="no class names"): evaluate(SimpleNamespace(class_names=None), files)
-    with pytest.raises(ValueError, match="batch_size"): evaluate(Brightness(), files, batch_size=0)
+    with pytest.raises(ValueError, match="no class names"):
+        evaluate(SimpleNamespace(class_names=None), files)
+    with pytest.raises(ValueError, match="batch_size"):
+        evaluate(Brightness(), files, batch_size=0)
 
 
 def test_evaluate_names_the_missing_picture(files):
     files[3].image.unlink()
-    with pytest.raises(FileNotFoundError, match="3.png"): evaluate(Brightness(), files, progress=False)
+    with pytest.raises(FileNotFoundError, match="3.png"):
+        evaluate(Brightness(), files, progress=False)
 
 
 # ---------------------------------------------------------------- cost
@@ -456,6 +656,7 @@ def test_import_needs_no_network_library():
 def test_figures_of_a_report():
     "A figure each, which no notebook shows by itself: the curves with a line for every class that has objects, the confusions with a count in every cell that has one."
     from retinanet_nb.demo import confusion_figure, curves_figure
+
     detected, truths = random_data(12, pictures=30)
     report = evaluate_detections(detected, truths, ("a", "b", "c", "never"), coco=False)
     (axes,) = curves_figure(report).axes
@@ -469,7 +670,10 @@ def test_a_hit_beside_a_missed_object_is_no_reason():
     "Two cells that overlap, one found: the other was not seen. A horse found, the rider on it not: nobody took the rider for a horse."
     for labels in ([0, 0], [0, 1]):
         truths = [truth([[0, 0, 20, 20], [4, 0, 24, 20]], labels)]
-        (mistake,) = find_mistakes(evaluate_detections([found([[0, 0, 20, 20]], [0.9])], truths, ("horse", "rider"), coco=False), truths)
+        (mistake,) = find_mistakes(
+            evaluate_detections([found([[0, 0, 20, 20]], [0.9])], truths, ("horse", "rider"), coco=False),
+            truths,
+        )
         assert (mistake.kind, mistake.reason, mistake.label) == ("missed", "unseen", labels[1])
 
 
@@ -480,25 +684,54 @@ def test_mistakes_are_the_outcomes_one_by_one():
     mistakes = find_mistakes(report, truths)
     alarms, missed = ([m for m in mistakes if m.kind == kind] for kind in ("false alarm", "missed"))
     results = outcomes(detected, truths)
-    assert len(alarms) == sum(len(o.false_alarms) for o in results) and len(missed) == sum(len(o.missed) for o in results) and alarms and missed
+    assert (
+        len(alarms) == sum(len(o.false_alarms) for o in results)
+        and len(missed) == sum(len(o.missed) for o in results)
+        and alarms
+        and missed
+    )
     assert [m.score for m in alarms] == sorted((m.score for m in alarms), reverse=True)
     sizes = [(m.box[2] - m.box[0]) * (m.box[3] - m.box[1]) for m in missed]
     assert sizes == sorted(sizes, reverse=True)
     for m in alarms:
         iou, classes = iou_matrix(m.box[None], truths[m.index].boxes)[0], np.asarray(truths[m.index].labels)
         own, foreign = iou[classes == m.label].max(initial=0), iou[classes != m.label].max(initial=0)
-        assert m.reason == ("double" if own >= 0.5 else "confused" if foreign >= 0.5 else "loose" if own >= 0.1 else "background")
+        assert m.reason == (
+            "double"
+            if own >= 0.5
+            else "confused"
+            if foreign >= 0.5
+            else "loose"
+            if own >= 0.1
+            else "background"
+        )
         assert m.score >= 0.5 and (m.reason != "confused" or m.other in classes)
     for m in missed:
         d, outcome = detected[m.index], results[m.index]
         free = np.isin(np.arange(len(d.scores)), outcome.false_alarms)
-        iou, sure, same = iou_matrix(m.box[None], d.boxes)[0], np.asarray(d.scores) >= 0.5, np.asarray(d.labels) == m.label
-        if m.reason == "unseen": assert not (iou[same & ~sure] >= 0.5).any() and not (iou[same & free] >= 0.1).any() and not (iou[free] >= 0.5).any()
-        if m.reason == "confused": assert (iou[free & ~same] >= 0.5).any() and m.other != m.label
-        if m.reason == "loose": assert (iou[free & same] >= 0.1).any()
-        if m.reason == "unsure": assert m.score == pytest.approx(np.asarray(d.scores)[same & (iou >= 0.5)].max()) and m.score < 0.5
+        iou, sure, same = (
+            iou_matrix(m.box[None], d.boxes)[0],
+            np.asarray(d.scores) >= 0.5,
+            np.asarray(d.labels) == m.label,
+        )
+        if m.reason == "unseen":
+            assert (
+                not (iou[same & ~sure] >= 0.5).any()
+                and not (iou[same & free] >= 0.1).any()
+                and not (iou[free] >= 0.5).any()
+            )
+        if m.reason == "confused":
+            assert (iou[free & ~same] >= 0.5).any() and m.other != m.label
+        if m.reason == "loose":
+            assert (iou[free & same] >= 0.1).any()
+        if m.reason == "unsure":
+            assert m.score == pytest.approx(np.asarray(d.scores)[same & (iou >= 0.5)].max()) and m.score < 0.5
     text = mistakes_overview(mistakes, "abc")
     assert f"false alarms: {len(alarms)} (" in text and f"missed objects: {len(missed)} (" in text
     assert all(describe_mistake(m, "abc").startswith("abc"[m.label]) for m in mistakes)
-    crop = draw_mistake(np.full((60, 60, 3), 255, np.uint8), missed[0]._replace(box=np.array([10.0, 10, 30, 30])), side=80)
-    assert crop.shape == (80, 80, 3) and (crop == (255, 150, 0)).all(-1).any()  # orange dashes: 20 pixels become 40, in the middle
+    crop = draw_mistake(
+        np.full((60, 60, 3), 255, np.uint8), missed[0]._replace(box=np.array([10.0, 10, 30, 30])), side=80
+    )
+    assert (
+        crop.shape == (80, 80, 3) and (crop == (255, 150, 0)).all(-1).any()
+    )  # orange dashes: 20 pixels become 40, in the middle

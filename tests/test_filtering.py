@@ -3,6 +3,7 @@
 Boxes have small whole coordinates and scores are sixteenths or whole thousandths, so that every comparison with a threshold is exact in
 float32 and in float64 and no case is decided by rounding.
 """
+
 import functools
 
 import keras
@@ -21,6 +22,7 @@ OPTIONS = dict(score_threshold=0.25, nms_threshold=0.5, pre_nms_top_k=200, max_d
 @functools.cache
 def compiled(options):
     """`filter_detections` as one graph where the engine has graphs, so that hundreds of examples take seconds."""
+
     def run(boxes, scores):
         return filter_detections(boxes, scores, **dict(options))
 
@@ -37,7 +39,9 @@ def compiled(options):
 
 def run(boxes, scores, **options):
     options = {**OPTIONS, **options}
-    found = compiled(tuple(sorted(options.items())))(np.asarray(boxes, "float32"), np.asarray(scores, "float32"))
+    found = compiled(tuple(sorted(options.items())))(
+        np.asarray(boxes, "float32"), np.asarray(scores, "float32")
+    )
     found = [numpy(x) for x in found]
     batch, d = len(boxes), options["max_detections"]
     assert [x.shape for x in found] == [(batch, d, 4), (batch, d), (batch, d)]
@@ -66,13 +70,16 @@ def check(boxes, scores, **options):
 
 def as_sets(result):
     """Detections of every picture in an order of their own: for ties, whose order is free between classes."""
-    return [sorted((float(s), int(k), *map(float, box)) for box, s, k in zip(*picture) if k >= 0) for picture in zip(*result)]
+    return [
+        sorted((float(s), int(k), *map(float, box)) for box, s, k in zip(*picture) if k >= 0)
+        for picture in zip(*result)
+    ]
 
 
 def pictures(rng, batch=2, n=24, k=3, span=30):
     """Whole-number boxes that overlap often; distinct scores, in thousandths."""
     xy, wh = rng.integers(0, span, (batch, n, 2)), rng.integers(1, span, (batch, n, 2))
-    scores = np.stack([rng.permutation(1000)[:n * k].reshape(n, k) for _ in range(batch)]) / 1024
+    scores = np.stack([rng.permutation(1000)[: n * k].reshape(n, k) for _ in range(batch)]) / 1024
     return np.concatenate([xy, xy + wh], -1).astype("float32"), scores.astype("float32")
 
 
@@ -82,11 +89,18 @@ def chain(n, width=30, step=8):
     return np.stack([x, np.zeros(n), x + width, np.full(n, 20)], 1).astype("float32")
 
 
-whole_boxes = arrays("int64", (2, 24, 4), elements=st.integers(1, 30)).map(lambda b: np.concatenate([b[..., :2], b[..., :2] + b[..., 2:]], -1).astype("float32"))
+whole_boxes = arrays("int64", (2, 24, 4), elements=st.integers(1, 30)).map(
+    lambda b: np.concatenate([b[..., :2], b[..., :2] + b[..., 2:]], -1).astype("float32")
+)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
-@given(boxes=whole_boxes, sixteenths=arrays("int64", (2, 24, 3), elements=st.integers(0, 16)), specific=st.booleans(), threshold=st.sampled_from([0.25, 0.5]))
+@given(
+    boxes=whole_boxes,
+    sixteenths=arrays("int64", (2, 24, 3), elements=st.integers(0, 16)),
+    specific=st.booleans(),
+    threshold=st.sampled_from([0.25, 0.5]),
+)
 def test_ties_and_all(boxes, sixteenths, specific, threshold):
     scores = (sixteenths / 16).astype("float32")
     options = dict(class_specific_filter=specific, nms_threshold=threshold)
@@ -101,7 +115,18 @@ def test_ties_and_all(boxes, sixteenths, specific, threshold):
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 2**32 - 1), specific=st.booleans(), cut=st.sampled_from([dict(pre_nms_top_k=20), dict(max_detections=5), dict(pre_nms_top_k=7, max_detections=3), dict(score_threshold=0.5)]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    specific=st.booleans(),
+    cut=st.sampled_from(
+        [
+            dict(pre_nms_top_k=20),
+            dict(max_detections=5),
+            dict(pre_nms_top_k=7, max_detections=3),
+            dict(score_threshold=0.5),
+        ]
+    ),
+)
 def test_cuts(seed, specific, cut):
     check(*pictures(np.random.default_rng(seed)), class_specific_filter=specific, **cut)
 
@@ -122,15 +147,19 @@ def test_a_picture_does_not_depend_on_its_neighbours():
     boxes, scores = pictures(np.random.default_rng(0), batch=3)
     together = run(boxes, scores)
     for b in range(3):
-        for whole, part in zip(together, run(boxes[b:b + 1], scores[b:b + 1])):
-            np.testing.assert_array_equal(whole[b:b + 1], part)
+        for whole, part in zip(together, run(boxes[b : b + 1], scores[b : b + 1])):
+            np.testing.assert_array_equal(whole[b : b + 1], part)
 
 
 @pytest.mark.parametrize("n", [32, 33, 64, 150])
 @pytest.mark.parametrize("scores", ["falling", "rising", "random", "inward"])
 def test_long_chains(n, scores):
-    order = {"falling": np.arange(n)[::-1], "rising": np.arange(n), "random": np.random.default_rng(n).permutation(n),
-             "inward": np.abs(np.arange(n) * 2 - n)}[scores]
+    order = {
+        "falling": np.arange(n)[::-1],
+        "rising": np.arange(n),
+        "random": np.random.default_rng(n).permutation(n),
+        "inward": np.abs(np.arange(n) * 2 - n),
+    }[scores]
     values = (0.3 + order / 1024).astype("float32")[None, :, None]
     found = check(chain(n)[None], values)
     if scores in ("falling", "rising"):
@@ -164,7 +193,9 @@ def test_equal_scores_keep_the_first_of_a_class():
 
 
 def test_thresholds_are_strict_and_exact():
-    boxes = np.array([[[0, 0, 10, 10], [0, 0, 10, 5], [30, 0, 40, 10], [30, 0, 40, 6]]], "float32")  # IoU 0.5 and 0.6
+    boxes = np.array(
+        [[[0, 0, 10, 10], [0, 0, 10, 5], [30, 0, 40, 10], [30, 0, 40, 6]]], "float32"
+    )  # IoU 0.5 and 0.6
     scores = np.array([[[0.75], [0.5], [0.75], [0.5]]], "float32")
     assert (check(boxes, scores)[2] >= 0).sum() == 3  # 0.5 is not above 0.5, 0.6 is
     assert (check(boxes, scores, score_threshold=0.5)[2] >= 0).sum() == 2  # 0.5 is not above 0.5
@@ -181,7 +212,11 @@ def test_without_suppression():
 def test_classes_suppress_each_other_only_when_asked():
     boxes = np.array([[[0, 0, 10, 10], [0, 0, 10, 9]]], "float32")
     scores = np.array([[[0.9, 0.4], [0.3, 0.8]]], "float32")
-    assert [(round(float(s), 1), k) for s, k in zip(*[x[0, :3] for x in check(boxes, scores)[1:]])] == [(0.9, 0), (0.8, 1), (-1.0, -1)]
+    assert [(round(float(s), 1), k) for s, k in zip(*[x[0, :3] for x in check(boxes, scores)[1:]])] == [
+        (0.9, 0),
+        (0.8, 1),
+        (-1.0, -1),
+    ]
     found = check(boxes, scores, class_specific_filter=False)
     assert list(found[2][0, :2]) == [0, -1]
     # an anchor may speak for two classes, but with class_specific_filter=False only for its best
@@ -244,7 +279,9 @@ def test_the_defaults_are_the_documented_ones():
     boxes, scores = pictures(rng, n=24, k=3)
     scores = scores * 0.2
     found = [numpy(x) for x in filter_detections(boxes, scores)]
-    wanted = oracles.filter_batch(boxes, scores, score_threshold=0.05, nms_threshold=0.5, pre_nms_top_k=1000, max_detections=300)
+    wanted = oracles.filter_batch(
+        boxes, scores, score_threshold=0.05, nms_threshold=0.5, pre_nms_top_k=1000, max_detections=300
+    )
     assert found[0].shape == (2, 300, 4)
     np.testing.assert_array_equal(found[2], wanted[2])
     np.testing.assert_allclose(found[0], wanted[0], atol=1e-4)

@@ -1,4 +1,5 @@
 """The generator: boxes stay on their objects, and every batch is a function of (seed, epoch, index)."""
+
 import os
 import subprocess
 import sys
@@ -9,9 +10,17 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from retinanet_nb.generator import MIN_VISIBLE, flip_horizontally, jitter_color, make_example, show_batch, train_generator, zoom_to_canvas
+from retinanet_nb.generator import (
+    MIN_VISIBLE,
+    flip_horizontally,
+    jitter_color,
+    make_example,
+    show_batch,
+    train_generator,
+    zoom_to_canvas,
+)
 from retinanet_nb.hyperparameters import HyperParameters
-from retinanet_nb.voc import Record, Records
+from retinanet_nb.records import Record, Records
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,7 +40,7 @@ def scenes(draw):
     for c in range(3):
         w, h = draw(st.integers(14, third - 4)), draw(st.integers(14, height - 4))
         x, y = c * third + draw(st.integers(0, third - w)), draw(st.integers(0, height - h))
-        image[y:y + h, x:x + w, c] = 255
+        image[y : y + h, x : x + w, c] = 255
         boxes.append((x, y, x + w, y + h))
     return image, np.array(boxes, np.float32)
 
@@ -48,13 +57,24 @@ def test_flip_finds_its_objects(scene):
     assert flip_horizontally(image, np.zeros((0, 4), np.float32))[1].shape == (0, 4)
 
 
-@given(scenes(), st.floats(0.5, 2.0), st.floats(0, 1), st.floats(0, 1), st.sampled_from([(96, 128), (128, 96), (160, 160), (240, 200)]))
+@given(
+    scenes(),
+    st.floats(0.5, 2.0),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.sampled_from([(96, 128), (128, 96), (160, 160), (240, 200)]),
+)
 @settings(deadline=None, max_examples=80)
 def test_zoom_finds_its_objects(scene, zoom, down, right, size):
     image, boxes = scene
     canvas, moved, share = zoom_to_canvas(image, boxes, size, zoom, (down, right))
     assert canvas.shape == (*size, 3) and moved.dtype == np.float32
-    assert (moved >= 0).all() and (moved <= [size[1], size[0]] * 2).all() and (share >= 0).all() and (share <= 1 + 1e-5).all()
+    assert (
+        (moved >= 0).all()
+        and (moved <= [size[1], size[0]] * 2).all()
+        and (share >= 0).all()
+        and (share <= 1 + 1e-5).all()
+    )
     for c in range(3):
         found = find(canvas, c)
         if found is None:  # cropped away, or a sliver that its neighbourhood swallowed
@@ -72,7 +92,9 @@ def test_everything_together_finds_its_objects(scene, seed):
     assert len(found) == len(labels)
     for box, label in zip(found, labels):
         np.testing.assert_allclose(box, find(canvas, label), rtol=0, atol=1.5)
-    for lost in {0, 1, 2} - set(labels.tolist()):  # only what the crop took: less than MIN_VISIBLE of it remains
+    for lost in {0, 1, 2} - set(
+        labels.tolist()
+    ):  # only what the crop took: less than MIN_VISIBLE of it remains
         left = find(canvas, lost)
         if left is not None:
             x1, y1, x2, y2 = boxes[lost]
@@ -84,7 +106,9 @@ def test_everything_together_finds_its_objects(scene, seed):
 def test_a_box_worked_by_hand():
     image = np.zeros((100, 200, 3), np.uint8)
     # 100x200 onto 100x100 at zoom 2: the picture is 100x200 again, so the right half shows what stood 100 to the left
-    canvas, boxes, share = zoom_to_canvas(image, [[90, 10, 130, 50], [0, 0, 50, 50]], (100, 100), 2.0, (0.0, 1.0))
+    canvas, boxes, share = zoom_to_canvas(
+        image, [[90, 10, 130, 50], [0, 0, 50, 50]], (100, 100), 2.0, (0.0, 1.0)
+    )
     assert boxes.tolist() == [[0, 10, 30, 50], [0, 0, 0, 50]] and share.tolist() == [0.75, 0.0]
     canvas, boxes, share = zoom_to_canvas(image, [[90, 10, 130, 50]], (100, 100), 1.0)
     assert boxes.tolist() == [[45, 5, 65, 25]] and share.tolist() == [1.0]
@@ -99,7 +123,9 @@ def test_color_against_its_definition(brightness, contrast, saturation, seed):
     mean = grey.mean()
     x = grey[..., None] + saturation * (x - grey[..., None])
     x = brightness * (mean + contrast * (x - mean))
-    np.testing.assert_allclose(jitter_color(image, brightness, contrast, saturation), np.clip(x, 0, 255), rtol=0, atol=0.88)  # rounding, ½, and OpenCV's ten-bit coefficients: 3 · 255 / 2¹¹ = 0.374
+    np.testing.assert_allclose(
+        jitter_color(image, brightness, contrast, saturation), np.clip(x, 0, 255), rtol=0, atol=0.88
+    )  # rounding, ½, and OpenCV's ten-bit coefficients: 3 · 255 / 2¹¹ = 0.374
     assert (jitter_color(image) == image).all()
 
 
@@ -126,7 +152,17 @@ def pictures(tmp_path_factory):
         Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)).save(path)
         n = i % 4
         boxes = np.array([[2, 3, 20 + 2 * k, 30] for k in range(n)], np.float32).reshape(-1, 4)
-        records.append(Record(path, w, h, boxes, np.arange(n), np.arange(n) == 2 if i == 3 else None, np.arange(n) == 1 if i == 7 else None))
+        records.append(
+            Record(
+                path,
+                w,
+                h,
+                boxes,
+                np.arange(n),
+                np.arange(n) == 2 if i == 3 else None,
+                np.arange(n) == 1 if i == 7 else None,
+            )
+        )
     return Records(records, ["a", "b", "c"])
 
 
@@ -134,18 +170,28 @@ HP = HyperParameters(image_size=(64, 96), flip=0.5, scale_jitter=(0.8, 1.3), col
 
 
 def same(a, b):
-    return (a[0] == b[0]).all() and (a[1]["boxes"] == b[1]["boxes"]).all() and (a[1]["labels"] == b[1]["labels"]).all()
+    return (
+        (a[0] == b[0]).all()
+        and (a[1]["boxes"] == b[1]["boxes"]).all()
+        and (a[1]["labels"] == b[1]["labels"]).all()
+    )
 
 
 def test_shapes_types_and_padding(pictures):
     g = train_generator(pictures, HP, 4, workers=2)
-    assert len(g) == 3 and g.max_objects == 2  # the three objects of a picture are two targets: one is difficult or a crowd
+    assert (
+        len(g) == 3 and g.max_objects == 2
+    )  # the three objects of a picture are two targets: one is difficult or a crowd
     for images, targets in g:
         assert images.shape == (4, 64, 96, 3) and images.dtype == np.uint8
         assert targets["boxes"].shape == (4, g.max_objects, 4) and targets["boxes"].dtype == np.float32
         assert targets["labels"].shape == (4, g.max_objects) and targets["labels"].dtype == np.int32
         padding = targets["labels"] < 0
-        assert (targets["labels"][padding] == -1).all() and (targets["boxes"][padding] == -1).all() and (targets["boxes"][~padding] >= 0).all()
+        assert (
+            (targets["labels"][padding] == -1).all()
+            and (targets["boxes"][padding] == -1).all()
+            and (targets["boxes"][~padding] >= 0).all()
+        )
 
 
 def test_evaluation_keeps_order_and_a_short_last_batch(pictures):
@@ -153,7 +199,12 @@ def test_evaluation_keeps_order_and_a_short_last_batch(pictures):
     assert [len(x) for x, _ in g] == [4, 4, 3]
     assert [f for i in range(len(g)) for f in g.files(i)] == [r.image for r in pictures]
     g.set_epoch(5)
-    assert same(g[0], train_generator(pictures, HP.replace(scale_jitter=(1, 1), color_jitter=0.0), 4, training=False, seed=9, workers=1)[0])
+    assert same(
+        g[0],
+        train_generator(
+            pictures, HP.replace(scale_jitter=(1, 1), color_jitter=0.0), 4, training=False, seed=9, workers=1
+        )[0],
+    )
 
 
 def test_difficult_and_crowds_are_no_targets(pictures):
@@ -262,7 +313,11 @@ def test_mistakes_are_named(pictures, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     small = tmp_path / "small.png"
     Image.new("RGB", (30, 30)).save(small)
-    for record, words in ((Record(tmp_path / "broken.jpg", 9, 9, [], []), "broken.jpg"), (Record(tmp_path / "gone.jpg", 9, 9, [], []), "gone.jpg"), (Record(small, 40, 30, [], []), "small.png.*30×30.*40×30")):
+    for record, words in (
+        (Record(tmp_path / "broken.jpg", 9, 9, [], []), "broken.jpg"),
+        (Record(tmp_path / "gone.jpg", 9, 9, [], []), "gone.jpg"),
+        (Record(small, 40, 30, [], []), "small.png.*30×30.*40×30"),
+    ):
         for workers in (0, 2):
             g = train_generator(Records([pictures[0], record], ["a"]), HP, 1, training=False, workers=workers)
             g[0]
@@ -292,6 +347,7 @@ def test_defaults_come_from_the_hyperparameters(pictures):
 
 def test_show_batch(pictures):
     import matplotlib
+
     matplotlib.use("Agg")
     figure = show_batch(train_generator(pictures, HP, 4, workers=0)[0], pictures.class_names)
     assert len(figure.axes) == 4

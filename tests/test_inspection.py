@@ -1,4 +1,5 @@
 """The data doctor: best overlaps against brute force, counts made by hand, promises that are kept, and a page that is whole."""
+
 import json
 import re
 import subprocess
@@ -10,18 +11,32 @@ from hypothesis import given, settings, strategies as st
 
 import oracles
 from retinanet_nb.hyperparameters import AnchorParameters, HyperParameters
-from retinanet_nb.inspection import (GOAL, anchor_shapes, best_overlaps, coverage, double_boxes, draw_reach, inspect_dataset, same_pictures,
-                                     suggestions, tiny_objects)
+from retinanet_nb.inspection import (
+    GOAL,
+    anchor_shapes,
+    best_overlaps,
+    coverage,
+    double_boxes,
+    draw_reach,
+    inspect_dataset,
+    same_pictures,
+    suggestions,
+    tiny_objects,
+)
 from retinanet_nb.pictures import fit_to_canvas, write_image
-from retinanet_nb.voc import DataReport, Record, Records, VOCDataset
+from retinanet_nb.records import DataReport, Record, Records
+from retinanet_nb.voc import VOCDataset
 
 
 def oracle_best(boxes, image_size, a):
     """Best IoU of each box with any anchor, by comparing all with all in float64."""
     anchors = oracles.anchors(*image_size, a.sizes, a.strides, a.ratios, a.scales)
-    if not len(boxes): return np.zeros(0)
+    if not len(boxes):
+        return np.zeros(0)
     boxes = np.asarray(boxes, np.float64)[:, None]
-    common = np.clip(np.minimum(boxes[..., 2:], anchors[:, 2:]) - np.maximum(boxes[..., :2], anchors[:, :2]), 0, None).prod(-1)
+    common = np.clip(
+        np.minimum(boxes[..., 2:], anchors[:, 2:]) - np.maximum(boxes[..., :2], anchors[:, :2]), 0, None
+    ).prod(-1)
     area = lambda b: (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
     return (common / (area(boxes) + area(anchors) - common)).max(axis=1)
 
@@ -40,31 +55,55 @@ def dataset(seed=0, n=40, size=(480, 640), side=(6, 60)):
         w = rng.uniform(*side, 6)
         h = w * rng.choice([1.0, 0.9, 0.5], 6)
         x, y = rng.uniform(0, size[1] - w), rng.uniform(0, size[0] - h)
-        records.append(Record(f"{i}.jpg", size[1], size[0], np.stack([x, y, x + w, y + h], axis=1), rng.integers(0, 2, 6)))
+        records.append(
+            Record(
+                f"{i}.jpg", size[1], size[0], np.stack([x, y, x + w, y + h], axis=1), rng.integers(0, 2, 6)
+            )
+        )
     return Records(records, ("cat", "dog"))
 
 
 # --- best overlaps ---------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("image_size", [(512, 512), (240, 320), (333, 500), (1, 1), (7, 129), (100, 8)])
-@pytest.mark.parametrize("a", [AnchorParameters(), AnchorParameters((4, 9, 30, 100, 101), ratios=(0.2, 1.7), scales=(0.5, 1, 1.3)), AnchorParameters((5, 5, 5, 5, 5), ratios=(1,), scales=(1,))])
+@pytest.mark.parametrize(
+    "a",
+    [
+        AnchorParameters(),
+        AnchorParameters((4, 9, 30, 100, 101), ratios=(0.2, 1.7), scales=(0.5, 1, 1.3)),
+        AnchorParameters((5, 5, 5, 5, 5), ratios=(1,), scales=(1,)),
+    ],
+)
 def test_best_overlaps_are_those_of_brute_force(image_size, a):
     boxes = scattered(np.random.default_rng(1), 40, image_size)
     iou, level, anchor = best_overlaps(boxes, image_size, a)
     assert iou.dtype == np.float32 and level.dtype == np.int32 and anchor.shape == (40, 4)
     np.testing.assert_allclose(iou, oracle_best(boxes, image_size, a), rtol=0, atol=1e-6)
-    np.testing.assert_allclose([oracles.iou(x, y) for x, y in zip(boxes, anchor.astype(float))], iou, rtol=0, atol=1e-4)   # and this anchor has it
+    np.testing.assert_allclose(
+        [oracles.iou(x, y) for x, y in zip(boxes, anchor.astype(float))], iou, rtol=0, atol=1e-4
+    )  # and this anchor has it
     side = np.sqrt((anchor[:, 2:] - anchor[:, :2]).prod(axis=1))
     possible = np.multiply.outer(a.sizes, a.scales)[level]
-    assert (np.abs(possible - side[:, None]).min(axis=1) < 1e-2).all()   # it is one of its level
+    assert (np.abs(possible - side[:, None]).min(axis=1) < 1e-2).all()  # it is one of its level
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 300), st.floats(-50, 300), st.floats(-50, 300), st.floats(0.5, 400), st.floats(0.5, 400),
-       st.lists(st.floats(2, 300), min_size=5, max_size=5), st.lists(st.floats(0.1, 10), min_size=1, max_size=3))
+@given(
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.floats(-50, 300),
+    st.floats(-50, 300),
+    st.floats(0.5, 400),
+    st.floats(0.5, 400),
+    st.lists(st.floats(2, 300), min_size=5, max_size=5),
+    st.lists(st.floats(0.1, 10), min_size=1, max_size=3),
+)
 def test_best_overlaps_property(height, width, x, y, w, h, sizes, ratios):
     a, box = AnchorParameters(sizes, ratios=ratios), [[x, y, x + w, y + h]]
-    np.testing.assert_allclose(best_overlaps(box, (height, width), a)[0], oracle_best(box, (height, width), a), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        best_overlaps(box, (height, width), a)[0], oracle_best(box, (height, width), a), rtol=0, atol=1e-6
+    )
 
 
 def test_best_overlaps_are_those_of_the_network():
@@ -73,7 +112,10 @@ def test_best_overlaps_are_those_of_the_network():
     from retinanet_nb.boxes import overlaps
 
     for a in (AnchorParameters(), AnchorParameters((16, 40, 70, 128, 300), ratios=(0.33, 1, 3))):
-        for (w, h), box in zip(anchor_shapes(a).reshape(-1, 2), np.concatenate([generate_anchors(s, a.ratios, a.scales) for s in a.sizes])):
+        for (w, h), box in zip(
+            anchor_shapes(a).reshape(-1, 2),
+            np.concatenate([generate_anchors(s, a.ratios, a.scales) for s in a.sizes]),
+        ):
             np.testing.assert_allclose(box, [-w / 2, -h / 2, w / 2, h / 2], rtol=1e-5)
         for image_size in ((200, 300), (97, 131)):
             boxes = scattered(np.random.default_rng(2), 50, image_size).astype("float32")
@@ -83,11 +125,15 @@ def test_best_overlaps_are_those_of_the_network():
 
 def test_by_hand():
     # the square of 32 pixels around (100, 100), the centre of a cell of P3, is an anchor; half of it lies in the next anchor: a half; (96, 96) is a centre of P6
-    iou, level, anchor = best_overlaps([[84, 84, 116, 116], [84, 84, 100, 116], [-32, -32, 224, 224]], (512, 512), AnchorParameters(ratios=(1,), scales=(1,)))
+    iou, level, anchor = best_overlaps(
+        [[84, 84, 116, 116], [84, 84, 100, 116], [-32, -32, 224, 224]],
+        (512, 512),
+        AnchorParameters(ratios=(1,), scales=(1,)),
+    )
     np.testing.assert_allclose(iou, [1, 0.5, 1], atol=1e-6)
     assert level.tolist() == [0, 0, 3]
     np.testing.assert_allclose(anchor[[0, 2]], [[84, 84, 116, 116], [-32, -32, 224, 224]], atol=1e-4)
-    assert best_overlaps([[5, 5, 5, 20]], (64, 64))[0].tolist() == [0]   # no area
+    assert best_overlaps([[5, 5, 5, 20]], (64, 64))[0].tolist() == [0]  # no area
 
 
 def test_one_canvas_for_each_object():
@@ -99,23 +145,54 @@ def test_one_canvas_for_each_object():
 
 # --- coverage --------------------------------------------------------------------------------------------------------
 
-def centred(side): return [40 - side / 2, 40 - side / 2, 40 + side / 2, 40 + side / 2]
+
+def centred(side):
+    return [40 - side / 2, 40 - side / 2, 40 + side / 2, 40 + side / 2]
 
 
 def test_coverage_counts_by_hand():
     # canvas half the picture: around the centre (20, 20) of a cell lie squares of 32, 20 and 22 pixels; the difficult and the crowd do not count
-    first = Record("a.jpg", 200, 200, [centred(64), centred(40), centred(44), centred(64)], [0, 0, 1, 1], difficult=[0, 0, 0, 1])
+    first = Record(
+        "a.jpg",
+        200,
+        200,
+        [centred(64), centred(40), centred(44), centred(64)],
+        [0, 0, 1, 1],
+        difficult=[0, 0, 0, 1],
+    )
     second = Record("b.jpg", 100, 200, [centred(64), centred(64)], [1, 1], crowd=[1, 0])
-    found = coverage(Records([first, Record("none.jpg", 5, 5, [], []), second], ("cat", "dog", "cow")), HyperParameters(image_size=(100, 100)))
+    found = coverage(
+        Records([first, Record("none.jpg", 5, 5, [], []), second], ("cat", "dog", "cow")),
+        HyperParameters(image_size=(100, 100)),
+    )
     np.testing.assert_allclose(found.iou, [1, 400 / 1024, 484 / 1024, 1], atol=1e-6)
-    assert found.picture.tolist() == [0, 0, 0, 2] and found.index.tolist() == [0, 1, 2, 1] and found.label.tolist() == [0, 0, 1, 1]
-    assert found.reached.tolist() == [True, False, False, True] and found.between.tolist() == [False, False, True, False]
+    assert (
+        found.picture.tolist() == [0, 0, 0, 2]
+        and found.index.tolist() == [0, 1, 2, 1]
+        and found.label.tolist() == [0, 0, 1, 1]
+    )
+    assert found.reached.tolist() == [True, False, False, True] and found.between.tolist() == [
+        False,
+        False,
+        True,
+        False,
+    ]
     assert (len(found), found.left_out, found.share) == (4, 2, 0.5)
     np.testing.assert_allclose(found.side, [32, 20, 22, 32], atol=1e-4)
-    assert found.per_class() == [dict(name="cat", objects=2, reached=1, between=0, below=1, share=0.5), dict(name="dog", objects=2, reached=1, between=1, below=0, share=0.5),
-                                 dict(name="cow", objects=0, reached=0, between=0, below=0, share=None)]
-    assert [(r["name"], r["objects"], r["reached"]) for r in found.per_size()] == [("16 to 32", 2, 0), ("32 to 64", 2, 2)]
-    assert found.state(0, 4).tolist() == [1, 0, 0, -1] and found.state(1, 0).tolist() == [] and found.state(2, 2).tolist() == [-1, 1]
+    assert found.per_class() == [
+        dict(name="cat", objects=2, reached=1, between=0, below=1, share=0.5),
+        dict(name="dog", objects=2, reached=1, between=1, below=0, share=0.5),
+        dict(name="cow", objects=0, reached=0, between=0, below=0, share=None),
+    ]
+    assert [(r["name"], r["objects"], r["reached"]) for r in found.per_size()] == [
+        ("16 to 32", 2, 0),
+        ("32 to 64", 2, 2),
+    ]
+    assert (
+        found.state(0, 4).tolist() == [1, 0, 0, -1]
+        and found.state(1, 0).tolist() == []
+        and found.state(2, 2).tolist() == [-1, 1]
+    )
     assert "50.0 %" in str(found)
 
 
@@ -123,7 +200,10 @@ def test_coverage_counts_by_hand():
 def test_objects_are_scaled_as_pictures_are(picture):
     boxes = scattered(np.random.default_rng(5), 10, picture)
     _, fit = fit_to_canvas(np.zeros((*picture, 3), np.uint8), (96, 128))
-    found = coverage(Records([Record("a.jpg", picture[1], picture[0], boxes, [0] * 10)], ("a",)), HyperParameters(image_size=(96, 128)))
+    found = coverage(
+        Records([Record("a.jpg", picture[1], picture[0], boxes, [0] * 10)], ("a",)),
+        HyperParameters(image_size=(96, 128)),
+    )
     np.testing.assert_allclose(found.boxes, fit.to_canvas(boxes.astype("float32")), rtol=1e-6, atol=1e-5)
 
 
@@ -132,7 +212,9 @@ def test_thresholds_are_the_hyperparameters():
     h = HyperParameters(positive_overlap=0.7, negative_overlap=0.3)
     found = coverage(data, h)
     np.testing.assert_array_equal(found.reached, found.iou >= np.float32(0.7))
-    np.testing.assert_array_equal(found.between, (found.iou >= np.float32(0.3)) & (found.iou < np.float32(0.7)))
+    np.testing.assert_array_equal(
+        found.between, (found.iou >= np.float32(0.3)) & (found.iou < np.float32(0.7))
+    )
 
 
 def test_reached_objects_are_those_that_get_anchors_without_force():
@@ -144,15 +226,20 @@ def test_reached_objects_are_those_that_get_anchors_without_force():
     h = HyperParameters(image_size=(160, 200))
     found = coverage(dataset(n=12, side=(10, 200)), h)
     anchors = anchors_for_shape(h.image_size, h.anchors)
-    for k in range(0, len(found), 5):   # each alone, so that no object takes another's anchor
-        matched = numpy(match_anchors(overlaps(anchors, found.boxes[k:k + 1])[None], np.ones((1, 1), bool), force_match=False))
+    for k in range(0, len(found), 5):  # each alone, so that no object takes another's anchor
+        matched = numpy(
+            match_anchors(
+                overlaps(anchors, found.boxes[k : k + 1])[None], np.ones((1, 1), bool), force_match=False
+            )
+        )
         assert found.reached[k] == (matched >= 0).any()
     assert 0 < found.reached[::5].sum() < len(found.reached[::5])
 
 
 # --- suggestions -----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("searched", [10000, 100])   # the second time on a part only, but measured on all
+
+@pytest.mark.parametrize("searched", [10000, 100])  # the second time on a part only, but measured on all
 def test_promises_are_kept(searched, monkeypatch):
     monkeypatch.setattr("retinanet_nb.inspection._SEARCHED", searched)
     data, h = dataset(), HyperParameters(image_size=(224, 320))
@@ -160,18 +247,29 @@ def test_promises_are_kept(searched, monkeypatch):
     assert found and now.share < GOAL
     for s in found:
         followed = coverage(data, s.hyperparameters)
-        assert (s.reached, s.objects) == (int(followed.reached.sum()), len(followed)) and s.coverage == followed.share > now.share
+        assert (s.reached, s.objects) == (
+            int(followed.reached.sum()),
+            len(followed),
+        ) and s.coverage == followed.share > now.share
         assert s.area == pytest.approx(np.prod(s.hyperparameters.image_size) / (224 * 320))
-        count = lambda h: len(oracles.anchors(*h.image_size, h.anchors.sizes, h.anchors.strides, h.anchors.ratios, h.anchors.scales))
+        count = lambda h: len(
+            oracles.anchors(
+                *h.image_size, h.anchors.sizes, h.anchors.strides, h.anchors.ratios, h.anchors.scales
+            )
+        )
         assert s.anchors == pytest.approx(count(s.hyperparameters) / count(h))
         # the options say all that was changed, and nothing but that
         changes, a = {}, h.anchors
         for name, value in re.findall(r"--(\w+) (\S+)", s.options):
             numbers = tuple(float(v) for v in value.split("x" if name == "image_size" else ","))
-            if name == "image_size": changes["image_size"] = tuple(map(int, numbers))
-            elif name == "anchor_sizes": a = AnchorParameters(numbers, a.strides, a.ratios, a.scales)
-            elif name == "anchor_ratios": a = AnchorParameters(a.sizes, a.strides, numbers, a.scales)
-            else: pytest.fail(f"unknown option {name}")
+            if name == "image_size":
+                changes["image_size"] = tuple(map(int, numbers))
+            elif name == "anchor_sizes":
+                a = AnchorParameters(numbers, a.strides, a.ratios, a.scales)
+            elif name == "anchor_ratios":
+                a = AnchorParameters(a.sizes, a.strides, numbers, a.scales)
+            else:
+                pytest.fail(f"unknown option {name}")
         assert h.replace(anchors=a, **changes) == s.hyperparameters
     enough = [coverage(data, s.hyperparameters).enough for s in found]
     assert enough == sorted(enough, reverse=True) and len(found) <= 4
@@ -179,7 +277,10 @@ def test_promises_are_kept(searched, monkeypatch):
 
 def test_nothing_to_change():
     assert suggestions(dataset(side=(60, 200)), HyperParameters(image_size=(480, 640))) == []
-    assert suggestions(Records([], ("a",))) == [] and suggestions(Records([Record("a.jpg", 9, 9, [], [])], ("a",))) == []
+    assert (
+        suggestions(Records([], ("a",))) == []
+        and suggestions(Records([Record("a.jpg", 9, 9, [], [])], ("a",))) == []
+    )
 
 
 def test_a_rare_class_is_not_forgotten():
@@ -191,7 +292,7 @@ def test_a_rare_class_is_not_forgotten():
     assert found.share >= GOAL and not found.enough and found.worst_class == ("spot", 0.0)
     proposals = suggestions(data)
     assert coverage(data, proposals[0].hyperparameters).enough and proposals[0].area == 1
-    small = Record("b.jpg", 512, 512, small.boxes[:9], [1] * 9)   # fewer than ten: chance
+    small = Record("b.jpg", 512, 512, small.boxes[:9], [1] * 9)  # fewer than ten: chance
     assert coverage(Records([large, small], ("cell", "spot"))).enough
 
 
@@ -204,26 +305,49 @@ def test_long_objects_want_other_ratios():
 
 
 def test_tiny_objects():
-    r = Record("a.jpg", 2000, 1000, [[0, 0, 300, 300], [500, 500, 512, 512], [697, 697, 703, 702], [1, 1, 3, 3]], [0] * 4, difficult=[0, 0, 0, 1])
+    r = Record(
+        "a.jpg",
+        2000,
+        1000,
+        [[0, 0, 300, 300], [500, 500, 512, 512], [697, 697, 703, 702], [1, 1, 3, 3]],
+        [0] * 4,
+        difficult=[0, 0, 0, 1],
+    )
     assert tiny_objects(Records([r], ("a",))).tolist() == [[0, 2], [0, 1]]
-    assert tiny_objects(Records([r], ("a",)), HyperParameters(anchors=AnchorParameters((8, 16, 32, 64, 128)))).tolist() == []
+    assert (
+        tiny_objects(
+            Records([r], ("a",)), HyperParameters(anchors=AnchorParameters((8, 16, 32, 64, 128)))
+        ).tolist()
+        == []
+    )
     text = str(inspect_dataset(Records([r], ("a",))))
     assert "2 objects overlap no anchor by a third" in text and "6×5 pixels, in a.jpg" in text
 
 
 # --- the examination -------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def marked(tmp_path):
     """Four pictures with a class that is HTML: large and small objects, a double box, a double file, one difficult, one file missing."""
     rng = np.random.default_rng(0)
-    for name in ("a", "b"): write_image(tmp_path / "in" / f"{name}.jpg", rng.integers(0, 255, (100, 160, 3)).astype(np.uint8))
+    for name in ("a", "b"):
+        write_image(tmp_path / "in" / f"{name}.jpg", rng.integers(0, 255, (100, 160, 3)).astype(np.uint8))
     (tmp_path / "in" / "c.jpg").write_bytes((tmp_path / "in" / "b.jpg").read_bytes())
     at = lambda name, *more, **kw: Record(tmp_path / "in" / f"{name}.jpg", 160, 100, *more, **kw)
     report = DataReport("drawn <i>")
-    for k in range(400): report.add("refused", f"{k}.xml", "there is no <size>")
-    return Records([at("a", [[10, 10, 60, 60], [10, 10, 60, 61], [100, 40, 106, 46]], [0, 0, 1]), at("b", [[20, 20, 90, 90], [5, 5, 9, 9]], [0, 1], difficult=[0, 1]),
-                    at("c", [], []), at("missing", [[1, 1, 50, 50]], [1])], ("<b>", "tom & co"), report)
+    for k in range(400):
+        report.add("refused", f"{k}.xml", "there is no <size>")
+    return Records(
+        [
+            at("a", [[10, 10, 60, 60], [10, 10, 60, 61], [100, 40, 106, 46]], [0, 0, 1]),
+            at("b", [[20, 20, 90, 90], [5, 5, 9, 9]], [0, 1], difficult=[0, 1]),
+            at("c", [], []),
+            at("missing", [[1, 1, 50, 50]], [1]),
+        ],
+        ("<b>", "tom & co"),
+        report,
+    )
 
 
 def test_page(marked, tmp_path):
@@ -232,60 +356,110 @@ def test_page(marked, tmp_path):
     html = (out / "index.html").read_text(encoding="utf-8")
     sources = re.findall(r'src="([^"]*)"', html)
     assert len(sources) == 2 + 1 and all((out / s).stat().st_size for s in sources)
-    assert "&lt;b&gt;" in html and "<b>" not in html and "<i>" not in html.replace("<i></i>", "") and "tom &amp; co" in html and "<script" not in html
+    assert (
+        "&lt;b&gt;" in html
+        and "<b>" not in html
+        and "<i>" not in html.replace("<i></i>", "")
+        and "tom &amp; co" in html
+        and "<script" not in html
+    )
     assert str(tmp_path) not in html
     assert sorted(p.name for p in out.iterdir()) == ["index.html", "pictures", "report.json", "report.txt"]
     assert (out / "report.txt").read_text(encoding="utf-8") == str(result) + "\n"
     saved = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert saved == json.loads(result.to_json())
-    assert saved["coverage"]["objects"] == 5 and saved["coverage"]["left_out"] == 1 and len(saved["data"]["refused"]) == 400
-    assert [u["file"] for u in saved["coverage"]["unreached"]] == ["a.jpg"] and saved["coverage"]["unreached"][0]["name"] == "tom & co"
+    assert (
+        saved["coverage"]["objects"] == 5
+        and saved["coverage"]["left_out"] == 1
+        and len(saved["data"]["refused"]) == 400
+    )
+    assert [u["file"] for u in saved["coverage"]["unreached"]] == ["a.jpg"] and saved["coverage"][
+        "unreached"
+    ][0]["name"] == "tom & co"
     assert result.same == [("b.jpg", "c.jpg")] and len(result.double) == 1 and result.double[0][0] == "a.jpg"
     assert result.unreadable and result.unreadable[0][0] == "missing.jpg"
     assert html.index("a.jpg: 3 objects, 1 not reached") < html.index("b.jpg: 1 objects")
-    for s in result.suggestions: assert s.options in html and s.options in str(result)
+    for s in result.suggestions:
+        assert s.options in html and s.options in str(result)
     # a second page in the same folder leaves no picture of the first behind
     inspect_dataset(marked, HyperParameters(image_size=(100, 160)), out, pictures=1)
     again = re.findall(r'src="([^"]*)"', (out / "index.html").read_text(encoding="utf-8"))
-    assert sorted(again) == sorted(p.relative_to(out).as_posix() for p in (out / "pictures").iterdir()) and len(again) == 1 + 1
+    assert (
+        sorted(again) == sorted(p.relative_to(out).as_posix() for p in (out / "pictures").iterdir())
+        and len(again) == 1 + 1
+    )
 
 
 def test_red_means_unreached(marked, tmp_path):
     image = draw_reach(np.zeros((100, 160, 3), np.uint8), marked[0].boxes, [1, 1, 0])
-    red, green = image[43, 99].astype(int), image[30, 9].astype(int)   # around the boxes, not in them
+    red, green = image[43, 99].astype(int), image[30, 9].astype(int)  # around the boxes, not in them
     assert not image[43, 100].any() and not image[30, 20].any()
     assert red[0] > 2 * red[2] and red[0] > green[0] and green[1] > green[0]
 
 
-@pytest.mark.parametrize("data", [Records([], ("cat",)), Records([Record("a.jpg", 7, 3, [], [])], ("cat",)),
-                                  Records([Record("a.jpg", 7, 3, [[0, 0, 5, 3]], [0], difficult=[1])], ("cat",)),
-                                  Records([Record("a.jpg", 1, 4000, [[0, 0, 1, 3999]], [0]), Record("/elsewhere/b.jpg", 33, 7, [[1, 1, 2, 2]], [0])], ("cat",))])
+@pytest.mark.parametrize(
+    "data",
+    [
+        Records([], ("cat",)),
+        Records([Record("a.jpg", 7, 3, [], [])], ("cat",)),
+        Records([Record("a.jpg", 7, 3, [[0, 0, 5, 3]], [0], difficult=[1])], ("cat",)),
+        Records(
+            [
+                Record("a.jpg", 1, 4000, [[0, 0, 1, 3999]], [0]),
+                Record("/elsewhere/b.jpg", 33, 7, [[1, 1, 2, 2]], [0]),
+            ],
+            ("cat",),
+        ),
+    ],
+)
 def test_awkward_data(data, tmp_path):
     result = inspect_dataset(data, HyperParameters(image_size=(97, 61)), tmp_path)
     saved = json.loads(result.to_json())
-    assert saved["coverage"]["objects"] == len(result.coverage) and "NaN" not in result.to_json() and "nan" not in str(result)
-    if not len(result.coverage): assert "no object to train on" in str(result) and "no object to train on" in (tmp_path / "index.html").read_text()
+    assert (
+        saved["coverage"]["objects"] == len(result.coverage)
+        and "NaN" not in result.to_json()
+        and "nan" not in str(result)
+    )
+    if not len(result.coverage):
+        assert (
+            "no object to train on" in str(result)
+            and "no object to train on" in (tmp_path / "index.html").read_text()
+        )
 
 
 def test_errors_name_the_culprit():
-    with pytest.raises(TypeError, match="class_names"): inspect_dataset([Record("a.jpg", 9, 9, [], [])])
-    with pytest.raises(ValueError, match="bad.jpg.*width and a height"): coverage(Records([Record("bad.jpg", 0, 9, [], [])], ("a",)))
-    class Wrong(list): class_names = ("a",)
-    with pytest.raises(ValueError, match="bad.jpg.*between 0 and 0.*found 1 to 1"): coverage(Wrong([Record("bad.jpg", 9, 9, [[0, 0, 1, 1]], [1])]))
+    with pytest.raises(TypeError, match="class_names"):
+        inspect_dataset([Record("a.jpg", 9, 9, [], [])])
+    with pytest.raises(ValueError, match="bad.jpg.*width and a height"):
+        coverage(Records([Record("bad.jpg", 0, 9, [], [])], ("a",)))
+
+    class Wrong(list):
+        class_names = ("a",)
+
+    with pytest.raises(ValueError, match="bad.jpg.*between 0 and 0.*found 1 to 1"):
+        coverage(Wrong([Record("bad.jpg", 9, 9, [[0, 0, 1, 1]], [1])]))
 
 
 def test_doubles():
     boxes = [[0, 0, 100, 100], [0, 0, 100, 98], [0, 0, 100, 90], [300, 300, 310, 310], [0, 0, 100, 100]]
     data = Records([Record("a.jpg", 400, 400, boxes, [0, 0, 0, 0, 1], crowd=[0, 0, 0, 0, 0])], ("a", "b"))
     assert double_boxes(data) == [(0, 0, 1), (0, 0, 4), (0, 1, 4)]
-    assert same_pictures(data) == []   # the file isn't there
+    assert same_pictures(data) == []  # the file isn't there
     text = str(inspect_dataset(data))
-    assert "objects 1 and 2 are two boxes of a that are nearly the same" in text and "objects 1 and 5 are nearly the same box, once a and once b" in text
+    assert (
+        "objects 1 and 2 are two boxes of a that are nearly the same" in text
+        and "objects 1 and 5 are nearly the same box, once a and once b" in text
+    )
 
 
 def test_no_engine_is_loaded():
     code = "import sys, retinanet_nb.inspection; print(sorted({'tensorflow', 'keras', 'jax', 'torch'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_voc2007(retinanet_data):
@@ -293,6 +467,9 @@ def test_voc2007(retinanet_data):
     result = inspect_dataset(data)
     r, c = data.report, result.coverage
     assert len(c) + c.left_out == r.objects and c.left_out == r.difficult
-    assert [n["objects"] for n in c.per_class()] == [n["objects"] - n["difficult"] for n in r.per_class.values()]
+    assert [n["objects"] for n in c.per_class()] == [
+        n["objects"] - n["difficult"] for n in r.per_class.values()
+    ]
     assert result.objects.sum() == r.objects and len(result.files) == r.pictures
-    for n in c.per_class() + c.per_size(): assert n["reached"] + n["between"] + n["below"] == n["objects"]
+    for n in c.per_class() + c.per_size():
+        assert n["reached"] + n["between"] + n["below"] == n["objects"]

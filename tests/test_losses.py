@@ -1,4 +1,5 @@
 """Both losses against plain loops, at the edges of floating point, and their gradients."""
+
 import keras
 import numpy as np
 import pytest
@@ -37,7 +38,11 @@ def gradient(loss, x):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 2**32 - 1), alpha=st.sampled_from([0.25, 0.5, 0.9]), gamma=st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    alpha=st.sampled_from([0.25, 0.5, 0.9]),
+    gamma=st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0]),
+)
 def test_focal_loss(seed, alpha, gamma):
     classes, logits = batch(seed)
     found = numpy(focal_loss(alpha, gamma)(classes, logits))
@@ -99,7 +104,9 @@ def test_ignored_anchors_count_nowhere():
     other_deltas[ignored] = -1e3
     focal, smooth = focal_loss(0.25, 2.0), smooth_l1_loss(3.0)
     np.testing.assert_allclose(numpy(focal(classes, logits)), numpy(focal(classes, other)), rtol=1e-6)
-    np.testing.assert_allclose(numpy(smooth(classes, targets, deltas)), numpy(smooth(classes, targets, other_deltas)), rtol=1e-6)
+    np.testing.assert_allclose(
+        numpy(smooth(classes, targets, deltas)), numpy(smooth(classes, targets, other_deltas)), rtol=1e-6
+    )
     assert (gradient(lambda x: focal(classes, x), logits)[ignored] == 0).all()
     assert (gradient(lambda x: smooth(classes, targets, x), deltas)[classes < 0] == 0).all()
 
@@ -108,7 +115,9 @@ def test_a_batch_without_objects():
     logits = np.random.default_rng(4).normal(size=(2, 10, 3)).astype("float32")
     deltas = np.ones((2, 10, 4), "float32")
     background, ignored = np.full((2, 10), -1), np.full((2, 10), -2)
-    np.testing.assert_allclose(numpy(focal_loss(0.25, 2.0)(background, logits)), oracles.focal(background, logits), rtol=1e-5)
+    np.testing.assert_allclose(
+        numpy(focal_loss(0.25, 2.0)(background, logits)), oracles.focal(background, logits), rtol=1e-5
+    )
     assert numpy(focal_loss(0.25, 2.0)(ignored, logits)) == 0
     for classes in (background, ignored):
         assert numpy(smooth_l1_loss(3.0)(classes, np.zeros_like(deltas), deltas)) == 0
@@ -119,25 +128,39 @@ def test_the_divisor_is_the_positives_of_the_whole_batch():
     classes, logits = batch(5, b=3)
     positives = (classes >= 0).sum()
     whole = numpy(focal_loss(0.25, 2.0)(classes, logits)) * positives
-    parts = [numpy(focal_loss(0.25, 2.0)(classes[b:b + 1], logits[b:b + 1])) * max((classes[b] >= 0).sum(), 1) for b in range(3)]
+    parts = [
+        numpy(focal_loss(0.25, 2.0)(classes[b : b + 1], logits[b : b + 1])) * max((classes[b] >= 0).sum(), 1)
+        for b in range(3)
+    ]
     np.testing.assert_allclose(whole, sum(parts), rtol=1e-5)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 2**32 - 1), sigma=st.sampled_from([1.0, 3.0, 0.5]), spread=st.sampled_from([0.05, 0.5, 5.0]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    sigma=st.sampled_from([1.0, 3.0, 0.5]),
+    spread=st.sampled_from([0.05, 0.5, 5.0]),
+)
 def test_smooth_l1(seed, sigma, spread):
     rng = np.random.default_rng(seed)
     classes = rng.integers(-2, 4, (2, 30)).astype("int32")
     targets, deltas = rng.normal(0, spread, (2, 2, 30, 4)).astype("float32")
     found = numpy(smooth_l1_loss(sigma)(classes, targets, deltas))
     assert found.shape == ()
-    np.testing.assert_allclose(found, oracles.smooth_l1(classes, targets, deltas, sigma), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        found, oracles.smooth_l1(classes, targets, deltas, sigma), rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("sigma", [1.0, 3.0])
 def test_smooth_l1_by_hand(sigma):
     edge = 1 / sigma**2
-    for d, expected in ((edge / 2, 0.5 * (sigma * edge / 2) ** 2), (edge, edge - 0.5 * edge), (2.0, 2.0 - 0.5 * edge), (0.0, 0.0)):
+    for d, expected in (
+        (edge / 2, 0.5 * (sigma * edge / 2) ** 2),
+        (edge, edge - 0.5 * edge),
+        (2.0, 2.0 - 0.5 * edge),
+        (0.0, 0.0),
+    ):
         for sign in (1, -1):
             deltas = np.array([[[sign * d, 0, 0, 0]]], "float32")
             found = numpy(smooth_l1_loss(sigma)(np.array([[2]]), np.zeros((1, 1, 4), "float32"), deltas))

@@ -1,4 +1,5 @@
 """The network: sizes, parameters, initial probabilities, heads shared over levels, what it carries, what it loads."""
+
 import gc
 import math
 import warnings
@@ -53,7 +54,9 @@ def test_initial_probability_and_shapes(resnet, shape):
     assert np.isfinite(numpy(out["regression"])).all()
 
 
-@pytest.mark.parametrize("shape", [(240, 320), (333, 500), (512, 512), (100, 130), (32, 32), (33, 1), (1, 400)])
+@pytest.mark.parametrize(
+    "shape", [(240, 320), (333, 500), (512, 512), (100, 130), (32, 32), (33, 1), (1, 400)]
+)
 def test_any_size(tiny, shape):
     out = tiny(noise(2, shape), training=False)
     n = len(anchors_for_shape(shape))
@@ -100,8 +103,11 @@ def test_outputs_lie_where_their_anchors_lie(y, x):
     model = excite(retinanet_model(3, small()), 3, seed=1)
     picture = np.full((1, 128, 256, 3), 120, "uint8")
     changed = picture.copy()
-    changed[0, y - 12:y + 12, x - 12:x + 12] = (250, 0, 0)
-    change = np.abs(numpy(model(changed, training=False)["classification"]) - numpy(model(picture, training=False)["classification"]))[0].sum(-1)
+    changed[0, y - 12 : y + 12, x - 12 : x + 12] = (250, 0, 0)
+    change = np.abs(
+        numpy(model(changed, training=False)["classification"])
+        - numpy(model(picture, training=False)["classification"])
+    )[0].sum(-1)
     anchors = oracles.anchors(128, 256)
     first = 9 * 16 * 32  # those of P3
     cells = change[:first].reshape(-1, 9).sum(1)
@@ -134,7 +140,9 @@ def test_depth_and_width_of_the_heads():
     sizes = {}
     for depth in (1, 3):
         for k in (1, 7):
-            sizes[depth, k] = retinanet_model(k, small(feature_size=16, subnet_depth=depth)).count_params() - heads(16, depth, k)
+            sizes[depth, k] = retinanet_model(
+                k, small(feature_size=16, subnet_depth=depth)
+            ).count_params() - heads(16, depth, k)
     assert len(set(sizes.values())) == 1  # backbone and pyramid are the same
 
 
@@ -151,7 +159,11 @@ def test_hyperparameters_and_names_survive_saving(tmp_path):
     first, second = retinanet_box(model), retinanet_box(again)
     assert tuple(first.class_names) == tuple(second.class_names) == ("left", "right")
     outputs = [[numpy(x) for x in box(pictures)] for box in (first, second)]
-    assert outputs[0][1].shape == (2, 17) and (outputs[0][1][outputs[0][1] >= 0] > 0.125).all() and (outputs[0][2] >= 0).any()
+    assert (
+        outputs[0][1].shape == (2, 17)
+        and (outputs[0][1][outputs[0][1] >= 0] > 0.125).all()
+        and (outputs[0][2] >= 0).any()
+    )
     for a, b in zip(*outputs):
         np.testing.assert_array_equal(a, b)
 
@@ -169,7 +181,10 @@ def test_a_model_without_its_card_gets_the_defaults():
 
 
 def test_hyperparameters_to_json_and_back():
-    for hp in (HyperParameters(), small(box_std=(0.5, 0.5, 0.25, 0.25), anchors=AnchorParameters(ratios=(1,), scales=(1, 1.5)))):
+    for hp in (
+        HyperParameters(),
+        small(box_std=(0.5, 0.5, 0.25, 0.25), anchors=AnchorParameters(ratios=(1,), scales=(1, 1.5))),
+    ):
         again = HyperParameters.from_json(hp.to_json())
         assert again == hp and again.anchors == hp.anchors and hash(again) == hash(hp)
     changed = HyperParameters().replace(gamma=1.5)
@@ -180,9 +195,26 @@ def test_hyperparameters_to_json_and_back():
 
 def test_hyperparameters_are_the_documented_ones():
     hp = HyperParameters()
-    documented = dict(backbone="resnet50", image_size=(512, 512), feature_size=256, subnet_depth=4, prior_probability=0.01, box_std=(0.1, 0.1, 0.2, 0.2),
-                      negative_overlap=0.4, positive_overlap=0.5, force_match=True, alpha=0.25, gamma=2.0, sigma=3.0, score_threshold=0.05,
-                      nms_threshold=0.5, pre_nms_top_k=1000, max_detections=300, optimizer="adam", learning_rate=1e-5)
+    documented = dict(
+        backbone="resnet50",
+        image_size=(512, 512),
+        feature_size=256,
+        subnet_depth=4,
+        prior_probability=0.01,
+        box_std=(0.1, 0.1, 0.2, 0.2),
+        negative_overlap=0.4,
+        positive_overlap=0.5,
+        force_match=True,
+        alpha=0.25,
+        gamma=2.0,
+        sigma=3.0,
+        score_threshold=0.05,
+        nms_threshold=0.5,
+        pre_nms_top_k=1000,
+        max_detections=300,
+        optimizer="adam",
+        learning_rate=1e-5,
+    )
     assert {name: getattr(hp, name) for name in documented} == documented and hp.anchors == AnchorParameters()
 
 
@@ -209,7 +241,10 @@ def test_weights_from_a_file(tmp_path, ending, capsys, caplog):
     assert "class" in said  # that the head starts afresh is said, however
     for a, b in zip(body(old), body(other), strict=True):
         np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(numpy(old(pictures, training=False)["regression"]), numpy(other(pictures, training=False)["regression"]))
+    np.testing.assert_array_equal(
+        numpy(old(pictures, training=False)["regression"]),
+        numpy(other(pictures, training=False)["regression"]),
+    )
     p = sigmoid(numpy(other(pictures, training=False)["classification"]))
     assert p.shape[-1] == 5 and 0.005 < np.median(p) < 0.02
 
@@ -225,7 +260,9 @@ def test_training_reaches_every_weight():
     with tf.GradientTape() as tape:
         out = model(pictures, training=True)
         value = tf.reduce_sum(out["regression"] ** 2) + tf.reduce_sum(out["classification"] ** 2)
-    for weight, slope in zip(model.trainable_weights, tape.gradient(value, [w.value for w in model.trainable_weights])):
+    for weight, slope in zip(
+        model.trainable_weights, tape.gradient(value, [w.value for w in model.trainable_weights])
+    ):
         assert slope is not None, weight.path
 
 
@@ -242,15 +279,31 @@ def test_feature_sizes_of_every_backbone(name):
     gc.collect()  # sixty million parameters at a time are enough
 
 
-@pytest.mark.parametrize("name, module", [("resnet50", "resnet"), ("resnet101", "resnet"), ("resnet152", "resnet"), ("mobilenetv2", "mobilenet_v2"),
-                                          ("mobilenetv3large", "mobilenet_v3"), ("mobilenetv3small", "mobilenet_v3"),
-                                          ("efficientnetv2b0", "efficientnet_v2"), ("densenet121", "densenet")])
+@pytest.mark.parametrize(
+    "name, module",
+    [
+        ("resnet50", "resnet"),
+        ("resnet101", "resnet"),
+        ("resnet152", "resnet"),
+        ("mobilenetv2", "mobilenet_v2"),
+        ("mobilenetv3large", "mobilenet_v3"),
+        ("mobilenetv3small", "mobilenet_v3"),
+        ("efficientnetv2b0", "efficientnet_v2"),
+        ("densenet121", "densenet"),
+    ],
+)
 def test_every_backbone_has_its_own_preprocessing(name, module):
     pictures = noise(1, (32, 64)).astype("float32")
     images = keras.Input((None, None, 3))
-    inside = next(layer for layer in keras.Model(images, list(resnet50(images, name="tiny"))).layers if isinstance(layer, Normalize))
+    inside = next(
+        layer
+        for layer in keras.Model(images, list(resnet50(images, name="tiny"))).layers
+        if isinstance(layer, Normalize)
+    )
     found = numpy(type(inside)(BACKBONES[name].preprocess)(pictures))
-    np.testing.assert_allclose(found, getattr(keras.applications, module).preprocess_input(pictures.copy()), atol=1e-5)
+    np.testing.assert_allclose(
+        found, getattr(keras.applications, module).preprocess_input(pictures.copy()), atol=1e-5
+    )
 
 
 def test_padding_inside_does_not_depend_on_what_lies_outside(tiny):

@@ -1,5 +1,6 @@
 """Every notebook runs top to bottom in a process of its own, without a network and without `RETINANET_DATA`, and its
 saved outputs are of the kinds that such a run gives. Cells with `#| slow` or `#| eval: false` are left out."""
+
 import os
 import re
 import shutil
@@ -14,14 +15,20 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 import book
 
-PAGES = [p.relative_to(book.ROOT / "nbs").as_posix() for p in book.notebooks() if any(c["cell_type"] == "code" for c in book.read(p)["cells"])]
+PAGES = [
+    p.relative_to(book.ROOT / "nbs").as_posix()
+    for p in book.notebooks()
+    if any(c["cell_type"] == "code" for c in book.read(p)["cells"])
+]
 LIMIT = {"07b_training.ipynb": 540}  # seconds for one cell, generous: a slow machine is no fault of the book
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def untracked(root):
     "Files that git knows nothing of; None outside a git checkout."
-    run = subprocess.run(["git", "status", "--porcelain", "--untracked-files=all"], cwd=root, capture_output=True, text=True)
+    run = subprocess.run(
+        ["git", "status", "--porcelain", "--untracked-files=all"], cwd=root, capture_output=True, text=True
+    )
     return None if run.returncode else {line[3:] for line in run.stdout.splitlines() if line.startswith("??")}
 
 
@@ -30,19 +37,24 @@ def nothing_left_behind():
     "Running the book leaves no file in the checkout."
     before = untracked(book.ROOT)
     yield
-    if before is not None: assert not untracked(book.ROOT) - before, "running the notebooks left files in the checkout"
+    if before is not None:
+        assert not untracked(book.ROOT) - before, "running the notebooks left files in the checkout"
 
 
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
     "A copy of the notebooks' folder to run in, and a reader's environment: no data, no network beyond this machine."
-    shutil.copytree(book.ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".*", "runs", "_quarto.yml"))
+    shutil.copytree(
+        book.ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".*", "runs", "_quarto.yml")
+    )
     shutil.copy(book.ROOT / "settings.ini", tmp_path)
     monkeypatch.delenv("RETINANET_DATA", raising=False)
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
-    monkeypatch.delenv("MPLBACKEND", raising=False)   # the kernel's own, inline
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"): monkeypatch.setenv(name, "http://127.0.0.1:9")
-    for name in ("no_proxy", "NO_PROXY"): monkeypatch.setenv(name, "localhost,127.0.0.1")
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's own, inline
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "localhost,127.0.0.1")
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     # console commands called by a page are those beside this Python
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent) + os.pathsep + os.environ["PATH"])
@@ -56,8 +68,12 @@ def kinds(outputs):
         if output["output_type"] == "stream":
             # TensorFlow greets on the process's error stream, and no setting stops it; whether a kernel shows that depends on the platform
             text = output["text"] if isinstance(output["text"], str) else "".join(output["text"])
-            if output["name"] == "stdout" or not all(book.GREETING.match(line) for line in text.splitlines() if line.strip()): found.add(output["name"])
-        elif output["output_type"] in ("display_data", "execute_result"): found.update(k for k in output["data"] if not k.startswith("text/"))
+            if output["name"] == "stdout" or not all(
+                book.GREETING.match(line) for line in text.splitlines() if line.strip()
+            ):
+                found.add(output["name"])
+        elif output["output_type"] in ("display_data", "execute_result"):
+            found.update(k for k in output["data"] if not k.startswith("text/"))
     return found
 
 
@@ -69,12 +85,28 @@ def test_notebook_runs(page, reader):
         if cell.cell_type == "code" and book.is_skipped(cell):
             cell.source = ""
             skipped.append(k)
-    client = NotebookClient(nb, timeout=LIMIT.get(page, 300), kernel_name="python3", resources={"metadata": {"path": str((reader / page).parent)}})
-    try: client.execute()
-    except CellExecutionError as error: pytest.fail(f"{page}:\n{ANSI.sub('', str(error))[-8000:]}", pytrace=False)
-    except CellTimeoutError as error: pytest.fail(f"{page}: a cell took more than {client.timeout} s\n{ANSI.sub('', str(error))[-2000:]}", pytrace=False)
-    except DeadKernelError as error: pytest.fail(f"{page}: the kernel died ({error}); memory?", pytrace=False)
-    stale = [f"the cell\n{cell.source}\nwas saved with {sorted(kinds(old)) or 'nothing'} and gives {sorted(kinds(cell.outputs)) or 'nothing'}"
-             for k, (cell, old) in enumerate(zip(nb.cells, saved))
-             if cell.cell_type == "code" and k not in skipped and kinds(cell.outputs) != kinds(old)]
-    assert not stale, f"{page}: its saved outputs are not those of a run; execute and save it again.\n" + "\n".join(stale)
+    client = NotebookClient(
+        nb,
+        timeout=LIMIT.get(page, 300),
+        kernel_name="python3",
+        resources={"metadata": {"path": str((reader / page).parent)}},
+    )
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        pytest.fail(f"{page}:\n{ANSI.sub('', str(error))[-8000:]}", pytrace=False)
+    except CellTimeoutError as error:
+        pytest.fail(
+            f"{page}: a cell took more than {client.timeout} s\n{ANSI.sub('', str(error))[-2000:]}",
+            pytrace=False,
+        )
+    except DeadKernelError as error:
+        pytest.fail(f"{page}: the kernel died ({error}); memory?", pytrace=False)
+    stale = [
+        f"the cell\n{cell.source}\nwas saved with {sorted(kinds(old)) or 'nothing'} and gives {sorted(kinds(cell.outputs)) or 'nothing'}"
+        for k, (cell, old) in enumerate(zip(nb.cells, saved))
+        if cell.cell_type == "code" and k not in skipped and kinds(cell.outputs) != kinds(old)
+    ]
+    assert not stale, (
+        f"{page}: its saved outputs are not those of a run; execute and save it again.\n" + "\n".join(stale)
+    )

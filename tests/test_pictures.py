@@ -1,4 +1,5 @@
 "Pictures: reading against an independent decoder, fitting against float64 arithmetic, drawing, diagrams."
+
 import os
 import subprocess
 import sys
@@ -10,7 +11,18 @@ import pytest
 from PIL import Image, ImageOps
 
 from retinanet_nb import pictures
-from retinanet_nb.pictures import Diagram, Fit, draw_caption, draw_detections, fit_to_canvas, label_color, read_image, show, show_grid, write_image
+from retinanet_nb.diagrams import Diagram
+from retinanet_nb.pictures import (
+    Fit,
+    draw_caption,
+    draw_detections,
+    fit_to_canvas,
+    label_color,
+    read_image,
+    show,
+    show_grid,
+    write_image,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -25,10 +37,28 @@ def picture():
 def test_import_is_light():
     "Neither TensorFlow nor keras nor matplotlib is loaded by an import."
     code = "import sys, retinanet_nb.pictures, retinanet_nb.shapes; print([m for m in ('tensorflow', 'keras', 'jax', 'matplotlib') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
-@pytest.mark.parametrize("mode, suffix", [("RGB", "png"), ("L", "png"), ("P", "png"), ("1", "png"), ("RGBA", "png"), ("LA", "png"), ("RGB", "bmp"), ("RGB", "tiff"), ("L", "tiff")])
+@pytest.mark.parametrize(
+    "mode, suffix",
+    [
+        ("RGB", "png"),
+        ("L", "png"),
+        ("P", "png"),
+        ("1", "png"),
+        ("RGBA", "png"),
+        ("LA", "png"),
+        ("RGB", "bmp"),
+        ("RGB", "tiff"),
+        ("L", "tiff"),
+    ],
+)
 def test_lossless_modes_agree_with_pillow(tmp_path, picture, mode, suffix):
     path = tmp_path / f"x.{suffix}"
     Image.fromarray(picture).convert(mode).save(path)
@@ -40,7 +70,9 @@ def test_lossless_modes_agree_with_pillow(tmp_path, picture, mode, suffix):
 def test_exif(tmp_path, picture, orientation, suffix, mode):
     path, exif = tmp_path / f"x.{suffix}", Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(picture).convert(mode).save(path, exif=exif, **({"quality": 97, "subsampling": 0} if suffix == "jpg" else {}))
+    Image.fromarray(picture).convert(mode).save(
+        path, exif=exif, **({"quality": 97, "subsampling": 0} if suffix == "jpg" else {})
+    )
     expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).astype(int)
     got = read_image(path)
     assert got.shape == expected.shape and got.flags.c_contiguous
@@ -65,7 +97,9 @@ def test_transparency_shows_white(tmp_path, picture):
     assert hidden.any() and (read_image(tmp_path / "p.png")[hidden] == 255).all()
 
 
-@pytest.mark.parametrize("options", [dict(format="JPEG"), dict(format="JPEG", progressive=True), dict(format="PNG")])
+@pytest.mark.parametrize(
+    "options", [dict(format="JPEG"), dict(format="JPEG", progressive=True), dict(format="PNG")]
+)
 def test_every_truncation_is_refused(tmp_path, picture, options):
     path = tmp_path / "x.jpg"
     Image.fromarray(picture).save(path, **options)
@@ -73,7 +107,8 @@ def test_every_truncation_is_refused(tmp_path, picture, options):
     read_image(path)
     for length in sorted({1, 2, 3, 10, *range(20, len(whole) - 1, 97), len(whole) - 9, len(whole) - 2}):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"x\.jpg"): read_image(path)
+        with pytest.raises(ValueError, match=r"x\.jpg"):
+            read_image(path)
 
 
 def test_truncated_behind_a_thumbnail(tmp_path, picture):
@@ -85,7 +120,8 @@ def test_truncated_behind_a_thumbnail(tmp_path, picture):
     (tmp_path / "x.jpg").write_bytes(data)
     assert read_image(tmp_path / "x.jpg").shape == picture.shape
     (tmp_path / "x.jpg").write_bytes(data[:-40])
-    with pytest.raises(ValueError, match="cut short"): read_image(tmp_path / "x.jpg")
+    with pytest.raises(ValueError, match="cut short"):
+        read_image(tmp_path / "x.jpg")
 
 
 def test_bytes_behind_the_end_are_fine(tmp_path, picture):
@@ -99,21 +135,40 @@ def test_bytes_behind_the_end_are_fine(tmp_path, picture):
 def test_read_errors(tmp_path):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.png").write_text("hello")
-    for path, error, words in ((tmp_path / "none.jpg", FileNotFoundError, "no picture"), (tmp_path, ValueError, "directory"),
-                               (tmp_path / "empty.jpg", ValueError, "empty"), (tmp_path / "text.png", ValueError, "cannot be decoded")):
-        with pytest.raises(error) as e: read_image(path)
+    for path, error, words in (
+        (tmp_path / "none.jpg", FileNotFoundError, "no picture"),
+        (tmp_path, ValueError, "directory"),
+        (tmp_path / "empty.jpg", ValueError, "empty"),
+        (tmp_path / "text.png", ValueError, "cannot be decoded"),
+    ):
+        with pytest.raises(error) as e:
+            read_image(path)
         assert words in str(e.value) and path.name in str(e.value) and "\n" not in str(e.value)
 
 
 def test_write_is_atomic(tmp_path, picture, monkeypatch):
     path = write_image(tmp_path / "a" / "x.png", picture)
-    def fails(*_): raise OSError("disk full")
+
+    def fails(*_):
+        raise OSError("disk full")
+
     monkeypatch.setattr(os, "replace", fails)
-    with pytest.raises(OSError): write_image(path, 255 - picture)
+    with pytest.raises(OSError):
+        write_image(path, 255 - picture)
     assert np.array_equal(read_image(path), picture)
 
 
-@pytest.mark.parametrize("size, canvas", [((333, 500), (512, 512)), ((500, 333), (160, 240)), ((7, 1900), (160, 160)), ((1, 1), (64, 32)), ((5, 3000), (32, 32)), ((240, 320), (240, 320))])
+@pytest.mark.parametrize(
+    "size, canvas",
+    [
+        ((333, 500), (512, 512)),
+        ((500, 333), (160, 240)),
+        ((7, 1900), (160, 160)),
+        ((1, 1), (64, 32)),
+        ((5, 3000), (32, 32)),
+        ((240, 320), (240, 320)),
+    ],
+)
 def test_fit(size, canvas):
     image = np.full((*size, 3), 9, np.uint8)
     out, fit = fit_to_canvas(image, canvas)
@@ -134,7 +189,7 @@ def test_content_and_boxes_agree():
     for h, w, size in ((333, 500, (160, 160)), (97, 203, (512, 512)), (480, 360, (129, 417))):
         image = np.zeros((h, w, 3), np.uint8)
         box = np.array([w // 3, h // 4, w - 15, h - 12])
-        image[box[1]:box[3], box[0]:box[2]] = 240
+        image[box[1] : box[3], box[0] : box[2]] = 240
         canvas, fit = fit_to_canvas(image, size)
         row, column = canvas.max(0)[:, 0] / 240, canvas.max(1)[:, 0] / 240
         x1, y1, x2, y2 = fit.to_canvas(box)
@@ -143,14 +198,19 @@ def test_content_and_boxes_agree():
         assert abs((column * (np.arange(size[0]) + 0.5)).sum() / column.sum() - (y1 + y2) / 2) < 0.1
 
 
-@pytest.mark.parametrize("bad", [np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros((1, 4, 4, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "bad", [np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros((1, 4, 4, 3), np.uint8)]
+)
 def test_fit_refuses(bad):
-    with pytest.raises(ValueError, match="shape"): fit_to_canvas(bad, (32, 32))
+    with pytest.raises(ValueError, match="shape"):
+        fit_to_canvas(bad, (32, 32))
 
 
 def test_colors():
     colors = [label_color(i) for i in range(200)]
-    assert len(set(colors)) == 200 and all(0 <= c <= 255 and isinstance(c, int) for color in colors for c in color)
+    assert len(set(colors)) == 200 and all(
+        0 <= c <= 255 and isinstance(c, int) for color in colors for c in color
+    )
     gaps = [np.linalg.norm(np.subtract(a, b)) for i, a in enumerate(colors[:20]) for b in colors[:i]]
     assert min(gaps) > 25
     assert label_color(np.int32(5)) == colors[5] and label_color(-1) == label_color(-2) != colors[0]
@@ -158,15 +218,22 @@ def test_colors():
 
 def test_captions_stay_inside_and_readable():
     for size in ((40, 40), (160, 160), (700, 900)):
-        for box in ((-50, -50, 5, 5), (size[1] - 2, size[0] - 2, size[1] + 90, size[0] + 90), (0, 0, *size[::-1]), (size[1] - 1, 0, size[1], 4)):
+        for box in (
+            (-50, -50, 5, 5),
+            (size[1] - 2, size[0] - 2, size[1] + 90, size[0] + 90),
+            (0, 0, *size[::-1]),
+            (size[1] - 1, 0, size[1], 4),
+        ):
             for label in range(12):
                 image = np.full((*size, 3), 127, np.uint8)
                 draw_caption(image, box, "brick 0.55", label_color(label))
                 ys, xs = np.nonzero((image != 127).any(-1))
-                patch = image[ys.min():ys.max() + 1, xs.min():xs.max() + 1].reshape(-1, 3)
-                assert (patch == label_color(label)).all(1).mean() > 0.3            # the label is there, whole
+                patch = image[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1].reshape(-1, 3)
+                assert (patch == label_color(label)).all(1).mean() > 0.3  # the label is there, whole
                 luminance = patch @ np.array([0.299, 0.587, 0.114])
-                assert abs(luminance - np.dot(label_color(label), (0.299, 0.587, 0.114))).max() > 100   # and letters that stand out
+                assert (
+                    abs(luminance - np.dot(label_color(label), (0.299, 0.587, 0.114))).max() > 100
+                )  # and letters that stand out
 
 
 def test_detections_are_drawn_on_a_copy():
@@ -183,8 +250,10 @@ def test_detections_are_drawn_on_a_copy():
 
 def test_show_places_edges_on_whole_numbers():
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
     ax = show(np.zeros((30, 40, 3), np.uint8), title="t")
     assert tuple(ax.get_images()[0].get_extent()) == (0, 40, 30, 0) and ax.get_title() == "t"
     assert len(show_grid([np.zeros((30, 40), np.uint8)] * 5, columns=2).axes) == 6
@@ -194,7 +263,14 @@ def test_show_places_edges_on_whole_numbers():
 
 
 def test_diagram_is_xml():
-    svg = Diagram(300, 200, title='<&"').box(1, 2, 30, 40, "<a>\n& b").arrow(0, 0, 30, 40, text="x<y").text(5, 5, "é → &").line(0, 0, 1, 1).svg()
+    svg = (
+        Diagram(300, 200, title='<&"')
+        .box(1, 2, 30, 40, "<a>\n& b")
+        .arrow(0, 0, 30, 40, text="x<y")
+        .text(5, 5, "é → &")
+        .line(0, 0, 1, 1)
+        .svg()
+    )
     ns, root = "{http://www.w3.org/2000/svg}", ET.fromstring(svg)
     assert root.get("viewBox") == "0 0 300 200" and root.find(ns + "title").text == '<&"'
     assert [t.text for t in root.iter(ns + "text")] == ["<a>", "& b", "x<y", "é → &"]

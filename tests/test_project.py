@@ -1,5 +1,6 @@
 """The project around the chapters: package, README and site in step with the notebooks; clean notebooks; a wheel that
 works elsewhere; a Makefile that mends and merges."""
+
 import ast
 import copy
 import json
@@ -29,7 +30,14 @@ MACHINE = re.compile(r"/(?:tmp|home|root|work|Users|var/folders|private|mnt)/\w|
 
 def run(*command, cwd, **more):
     "A command's output; its failure is the test's."
-    done = subprocess.run([str(c) for c in command], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **more)
+    done = subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **more,
+    )
     assert done.returncode == 0, f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}"
     return done.stdout
 
@@ -37,8 +45,18 @@ def run(*command, cwd, **more):
 def project_copy(to):
     "The sources of the project in another folder."
     to.mkdir(exist_ok=True)
-    for name in ("settings.ini", "setup.py", "pyproject.toml", "_quarto.yml", "README.md", "LICENSE", "Makefile", "constraints.txt"):
-        if (ROOT / name).exists(): shutil.copy(ROOT / name, to)
+    for name in (
+        "settings.ini",
+        "setup.py",
+        "pyproject.toml",
+        "_quarto.yml",
+        "README.md",
+        "LICENSE",
+        "Makefile",
+        "constraints.txt",
+    ):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, to)
     shutil.copytree(ROOT / "nbs", to / "nbs", ignore=shutil.ignore_patterns(".*", "runs"), symlinks=True)
     return to
 
@@ -52,12 +70,15 @@ def settings():
 
 # --- the package and its notebooks -----------------------------------------------------------------------------------
 
+
 def test_package_in_step_with_notebooks(tmp_path):
     copied = project_copy(tmp_path / "project")
     run(sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()", cwd=copied)
     fresh = {p.name: p.read_text(encoding="utf-8") for p in (copied / "retinanet_nb").glob("*.py")}
     ours = {p.name: p.read_text(encoding="utf-8") for p in (ROOT / "retinanet_nb").glob("*.py")}
-    assert set(fresh) == set(ours), f"modules without notebook, or the reverse: {sorted(set(fresh) ^ set(ours))}"
+    assert set(fresh) == set(ours), (
+        f"modules without notebook, or the reverse: {sorted(set(fresh) ^ set(ours))}"
+    )
     changed = sorted(name for name in ours if ours[name] != fresh[name])
     assert not changed, f"{changed} differ from their notebooks: edit the notebooks and run nbdev_export"
 
@@ -65,9 +86,11 @@ def test_package_in_step_with_notebooks(tmp_path):
 def public_names():
     "`(module, name, definition)` for every public function and class of the package, read without importing it."
     for path in sorted((ROOT / "retinanet_nb").glob("*.py")):
-        if path.name.startswith("_"): continue
+        if path.name.startswith("_"):
+            continue
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"): yield path.stem, node.name, node
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                yield path.stem, node.name, node
 
 
 def test_every_public_name_has_a_docstring():
@@ -78,29 +101,42 @@ def test_every_public_name_has_a_docstring():
 def test_every_public_name_is_tested():
     """Every public function stands in a test, here or in a notebook's cell that asserts something. Functions that show and
     draw may stand in any cell that the notebook runs: there the picture is the test. So may classes, or another function makes them."""
-    cells = [book.source(c) for p in PAGES for c in book.read(p)["cells"] if c["cell_type"] == "code"
-             and not {"export", "exporti", "exports"} & set(book.directives(c)) and not book.is_skipped(c)]
+    cells = [
+        book.source(c)
+        for p in PAGES
+        for c in book.read(p)["cells"]
+        if c["cell_type"] == "code"
+        and not {"export", "exporti", "exports"} & set(book.directives(c))
+        and not book.is_skipped(c)
+    ]
     tests = [p.read_text(encoding="utf-8") for p in (ROOT / "tests").glob("test_*.py")]
     asserting = "\n".join([s for s in cells if re.search(r"\b(test_\w+|assert)\b", s)] + tests)
     running = "\n".join(cells + tests)
     package = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "retinanet_nb").glob("[!_]*.py"))
+
     def is_tested(name, node):
-        if re.search(rf"\b{name}\b", asserting): return True
-        if isinstance(node, ast.ClassDef): return bool(re.search(rf"\b{name}\b", running) or re.search(rf"(?<!class )\b{name}\(", package))
+        if re.search(rf"\b{name}\b", asserting):
+            return True
+        if isinstance(node, ast.ClassDef):
+            return bool(re.search(rf"\b{name}\b", running) or re.search(rf"(?<!class )\b{name}\(", package))
         return name.startswith(("show", "draw", "plot")) and bool(re.search(rf"\b{name}\b", running))
+
     without = [f"{module}.{name}" for module, name, node in public_names() if not is_tested(name, node)]
     assert not without, f"in no test: {', '.join(without)}"
 
 
 def test_hyperparameters_cost_nothing():
-    code = ("import sys, time; t = time.process_time(); import retinanet_nb.hyperparameters; t = time.process_time() - t; "
-            "print(sorted({'tensorflow', 'keras', 'jax', 'torch', 'numpy', 'cv2', 'matplotlib'} & set(sys.modules)), t)")
+    code = (
+        "import sys, time; t = time.process_time(); import retinanet_nb.hyperparameters; t = time.process_time() - t; "
+        "print(sorted({'tensorflow', 'keras', 'jax', 'torch', 'numpy', 'cv2', 'matplotlib'} & set(sys.modules)), t)"
+    )
     heavy, seconds = run(sys.executable, "-c", code, cwd=ROOT).rsplit(maxsplit=1)
     assert heavy == "[]", f"importing hyperparameters imports {heavy}"
     assert float(seconds) < 1
 
 
 # --- the notebooks ---------------------------------------------------------------------------------------------------
+
 
 @every_page
 def test_notebook_is_clean(page):
@@ -121,12 +157,21 @@ def test_notebook_outputs(page):
     for cell in code:
         for output in cell["outputs"]:
             where = f"the output of\n{book.source(cell)[:300]}\n"
-            if output["output_type"] == "error": faults.append(where + "is an error")
-            if output["output_type"] == "stream" and output["name"] == "stderr": faults.append(where + "is a warning or a log: " + "".join(output["text"])[:300])
-            texts = [output.get("text", "")] + [v for k, v in output.get("data", {}).items() if k.startswith("text/") or "svg" in k]
+            if output["output_type"] == "error":
+                faults.append(where + "is an error")
+            if output["output_type"] == "stream" and output["name"] == "stderr":
+                faults.append(where + "is a warning or a log: " + "".join(output["text"])[:300])
+            texts = [output.get("text", "")] + [
+                v for k, v in output.get("data", {}).items() if k.startswith("text/") or "svg" in k
+            ]
             text = "\n".join(t if isinstance(t, str) else "".join(t) for t in texts)
-            if found := MACHINE.search(text): faults.append(where + f"holds a path of one machine: …{text[max(0, found.start() - 20):found.end() + 40]}…")
-            if found := re.search(r"<[^<>]* at 0x[0-9a-f]{6,}>", text): faults.append(where + f"holds an address that changes with every run: {found[0]}")
+            if found := MACHINE.search(text):
+                faults.append(
+                    where
+                    + f"holds a path of one machine: …{text[max(0, found.start() - 20) : found.end() + 40]}…"
+                )
+            if found := re.search(r"<[^<>]* at 0x[0-9a-f]{6,}>", text):
+                faults.append(where + f"holds an address that changes with every run: {found[0]}")
     assert not faults, "\n".join(faults)
     if any(not book.is_skipped(c) and "default_exp" not in book.directives(c) for c in code):
         assert any(c["outputs"] for c in code), "no cell has outputs: execute it and save"
@@ -140,27 +185,71 @@ def test_figures_references_links_and_sidebar():
 def test_check_finds_faults(tmp_path):
     "The check is no rubber stamp: each fault put into a page is found."
     copied = project_copy(tmp_path / "project")
-    cell = lambda kind, text, **more: {"cell_type": kind, "id": f"c{abs(hash(text)) % 10**8}", "metadata": {}, "source": text, **more}
+    cell = lambda kind, text, **more: {
+        "cell_type": kind,
+        "id": f"c{abs(hash(text)) % 10**8}",
+        "metadata": {},
+        "source": text,
+        **more,
+    }
     picture = [{"output_type": "display_data", "metadata": {}, "data": {"image/png": "AAAA"}}]
-    page = {"cells": [cell("markdown", "# 99 Faults\n\n> None."),
-                      cell("markdown", "See @fig-nowhere, [a page](99z_missing.ipynb), [a place](99_faults.ipynb#nothing-here) and ![](../LICENSE)."),
-                      cell("markdown", "`@fig-in-code` and `[x](y.ipynb)` are code; [fine](#heading-two) is fine.\n\n## Heading two"),
-                      cell("code", "#| label: fig-x\n#| fig-cap: A picture\ndraw()", outputs=picture, execution_count=None),
-                      cell("code", "#| label: fig-x\n#| fig-cap: Again\n#| fig-alt: Again\ndraw()", outputs=picture, execution_count=None),
-                      cell("code", "draw_bare()", outputs=picture, execution_count=None),
-                      cell("code", "#| label: fig-y\n#| fig-cap: None\n#| fig-alt: None\npass", outputs=[], execution_count=None)],
-            "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    page = {
+        "cells": [
+            cell("markdown", "# 99 Faults\n\n> None."),
+            cell(
+                "markdown",
+                "See @fig-nowhere, [a page](99z_missing.ipynb), [a place](99_faults.ipynb#nothing-here) and ![](../LICENSE).",
+            ),
+            cell(
+                "markdown",
+                "`@fig-in-code` and `[x](y.ipynb)` are code; [fine](#heading-two) is fine.\n\n## Heading two",
+            ),
+            cell(
+                "code",
+                "#| label: fig-x\n#| fig-cap: A picture\ndraw()",
+                outputs=picture,
+                execution_count=None,
+            ),
+            cell(
+                "code",
+                "#| label: fig-x\n#| fig-cap: Again\n#| fig-alt: Again\ndraw()",
+                outputs=picture,
+                execution_count=None,
+            ),
+            cell("code", "draw_bare()", outputs=picture, execution_count=None),
+            cell(
+                "code",
+                "#| label: fig-y\n#| fig-cap: None\n#| fig-alt: None\npass",
+                outputs=[],
+                execution_count=None,
+            ),
+        ],
+        "metadata": {},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
     (copied / "nbs/99_faults.ipynb").write_text(json.dumps(page))
     known = set(book.check(ROOT))
     text = "\n".join(p for p in book.check(copied) if p not in known)
-    for expected in ("@fig-nowhere leads to nothing", "(99z_missing.ipynb) leads to no file", "#nothing-here) leads to no heading", "leaves the site",
-                     "picture ../LICENSE has no alternative text", "fig-x has no alternative text", "fig-x is used before", "(draw_bare()) has no label",
-                     "(draw_bare()) has no caption", "fig-y has no picture", "99_faults.ipynb is missing from the sidebar"):
+    for expected in (
+        "@fig-nowhere leads to nothing",
+        "(99z_missing.ipynb) leads to no file",
+        "#nothing-here) leads to no heading",
+        "leaves the site",
+        "picture ../LICENSE has no alternative text",
+        "fig-x has no alternative text",
+        "fig-x is used before",
+        "(draw_bare()) has no label",
+        "(draw_bare()) has no caption",
+        "fig-y has no picture",
+        "99_faults.ipynb is missing from the sidebar",
+    ):
         assert expected in text, f"not found: {expected}\n{text}"
     assert "in-code" not in text and "y.ipynb)" not in text and "heading-two" not in text
 
 
 # --- the site, README.md ---------------------------------------------------------------------------------------------
+
 
 def test_nbdev_processes_the_notebooks(tmp_path):
     copied = project_copy(tmp_path / "project")
@@ -168,7 +257,10 @@ def test_nbdev_processes_the_notebooks(tmp_path):
     assert not re.search(r"warn|error|traceback", printed, re.I), printed
     problems = book.check_processed(copied)
     assert not problems, "\n".join(problems)
-    assert yaml.safe_load((copied / "_proc/_quarto.yml").read_text(encoding="utf-8"))["project"]["type"] == "website"
+    assert (
+        yaml.safe_load((copied / "_proc/_quarto.yml").read_text(encoding="utf-8"))["project"]["type"]
+        == "website"
+    )
     assert (copied / "_proc/styles.css").exists()
 
 
@@ -185,20 +277,42 @@ def test_quarto_configuration(settings):
 
 def test_readme_in_step_with_index():
     text, pictures = book.readme()
-    assert (ROOT / "README.md").read_text(encoding="utf-8") == text, "README.md differs from nbs/index.ipynb: make readme"
-    for name, data in pictures.items(): assert (ROOT / name).read_bytes() == data, f"{name} differs from nbs/index.ipynb: make readme"
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == text, (
+        "README.md differs from nbs/index.ipynb: make readme"
+    )
+    for name, data in pictures.items():
+        assert (ROOT / name).read_bytes() == data, f"{name} differs from nbs/index.ipynb: make readme"
     for picture, words, target in book.LINK.findall(book.INLINE_CODE.sub("", book.FENCE.sub("", text))):
-        if not re.match(r"[a-z]+:", target): assert (ROOT / target.partition("#")[0]).exists(), f"README.md: [{words}]({target}) leads to no file"
-    for command in ("make demo", "make test"): assert command in text
+        if not re.match(r"[a-z]+:", target):
+            assert (ROOT / target.partition("#")[0]).exists(), (
+                f"README.md: [{words}]({target}) leads to no file"
+            )
+    for command in ("make demo", "make test"):
+        assert command in text
 
 
 # --- packaging -------------------------------------------------------------------------------------------------------
 
+
 def test_wheel_works_elsewhere(tmp_path, settings):
     copied = project_copy(tmp_path / "project")
-    shutil.copytree(ROOT / "retinanet_nb", copied / "retinanet_nb", ignore=shutil.ignore_patterns("__pycache__"))
-    run(sys.executable, "-m", "pip", "wheel", "-q", ".", "--no-deps", "--no-build-isolation", "-w", tmp_path / "dist", cwd=copied)
-    wheel, = (tmp_path / "dist").glob("*.whl")
+    shutil.copytree(
+        ROOT / "retinanet_nb", copied / "retinanet_nb", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        ".",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        tmp_path / "dist",
+        cwd=copied,
+    )
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
     assert wheel.stat().st_size < 8e6
     elsewhere = tmp_path / "elsewhere"
     venv.create(elsewhere, with_pip=False)
@@ -207,14 +321,25 @@ def test_wheel_works_elsewhere(tmp_path, settings):
     # the requirements are those already installed here; a .pth file adds their folder, but not the editable install in it
     library = Path(sysconfig.get_path("purelib", vars={"base": str(elsewhere)}))
     (library / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    code = ("import retinanet_nb, importlib.metadata as m; print(retinanet_nb.__file__); print(m.version('retinanet_nb'), retinanet_nb.__version__)\n"
-            "from pathlib import Path; print(sorted(p.name for p in (Path(retinanet_nb.__file__).parent / 'assets').glob('*')))")
+    code = (
+        "import retinanet_nb, importlib.metadata as m; print(retinanet_nb.__file__); print(m.version('retinanet_nb'), retinanet_nb.__version__)\n"
+        "from pathlib import Path; print(sorted(p.name for p in (Path(retinanet_nb.__file__).parent / 'assets').glob('*')))"
+    )
     where, versions, assets = run(python, "-c", code, cwd=tmp_path).splitlines()
     assert Path(where).resolve().is_relative_to(library.resolve())
     assert versions.split() == [settings["version"]] * 2
     assert assets == str(sorted(p.name for p in (ROOT / "retinanet_nb/assets").glob("*")))
     names = [line.split("=")[0].strip() for line in settings["console_scripts"].splitlines() if line.strip()]
-    started = {n: subprocess.Popen([elsewhere / "bin" / n, "--help"], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for n in names}
+    started = {
+        n: subprocess.Popen(
+            [elsewhere / "bin" / n, "--help"],
+            cwd=tmp_path,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for n in names
+    }
     for name, process in started.items():
         printed, _ = process.communicate(timeout=120)
         assert process.returncode == 0, f"{name} --help ended with {process.returncode}:\n{printed}"
@@ -226,7 +351,12 @@ def test_constraints_hold_what_is_installed(settings):
     from importlib.metadata import version
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert all(re.fullmatch(r"[\w.-]+==[\w.!+]+", line) for line in lines)
     pinned = {canonicalize_name(name): pin for name, pin in (line.split("==") for line in lines)}
     assert not [name for name in pinned if name.startswith(("torch", "nvidia"))]
@@ -234,7 +364,9 @@ def test_constraints_hold_what_is_installed(settings):
         requirement = Requirement(text)
         name = canonicalize_name(requirement.name)
         assert name in pinned, f"{name} is not in constraints.txt: make constraints"
-        assert pinned[name] == version(name), f"{name}: installed {version(name)}, pinned {pinned[name]}: make install or make constraints"
+        assert pinned[name] == version(name), (
+            f"{name}: installed {version(name)}, pinned {pinned[name]}: make install or make constraints"
+        )
         assert requirement.specifier.contains(pinned[name])
 
 
@@ -244,10 +376,13 @@ def test_workflows_pin_what_they_install():
         for job in workflow["jobs"].values():
             assert not job["runs-on"].endswith("latest"), path.name
             for step in job["steps"]:
-                if "uses" not in step: continue
+                if "uses" not in step:
+                    continue
                 assert re.fullmatch(r"[\w./-]+@v\d+(\.\d+)*", step["uses"]), f"{path.name}: {step['uses']}"
-                if "setup-python" in step["uses"]: assert step["with"]["python-version"]
-                if "quarto-actions/setup" in step["uses"]: assert str(step["with"]["version"]) == book.QUARTO
+                if "setup-python" in step["uses"]:
+                    assert step["with"]["python-version"]
+                if "quarto-actions/setup" in step["uses"]:
+                    assert str(step["with"]["version"]) == book.QUARTO
 
 
 # --- make ------------------------------------------------------------------------------------------------------------
@@ -274,21 +409,37 @@ def test_make_mends_the_link(tmp_path):
 def test_merge_driver_merges_by_cells(tmp_path):
     "Two branches that change neighbouring outputs and different cells merge into a notebook that opens."
     copied = project_copy(tmp_path / "project")
-    assert "no merge driver" in run("make", "--no-print-directory", "merge-driver", cwd=copied)  # no git checkout: says so and goes on
+    assert "no merge driver" in run(
+        "make", "--no-print-directory", "merge-driver", cwd=copied
+    )  # no git checkout: says so and goes on
     shutil.copy(ROOT / ".gitattributes", copied)
     environment = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
-    git = lambda *args: run("git", "-c", "user.name=A Tester", "-c", "user.email=tester@example.org", *args, cwd=copied, env=environment)
+    git = lambda *args: run(
+        "git",
+        "-c",
+        "user.name=A Tester",
+        "-c",
+        "user.email=tester@example.org",
+        *args,
+        cwd=copied,
+        env=environment,
+    )
     git("init", "-q", "-b", "main")
     run("make", "--no-print-directory", "merge-driver", cwd=copied, env=environment)
     (copied / ".venv").mkdir()
     (copied / ".venv/bin").symlink_to(Path(sys.executable).parent)
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"x = {k}", id=f"cell{k}") for k in range(4)])
+    nb = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(f"x = {k}", id=f"cell{k}") for k in range(4)]
+    )
     page = copied / "nbs/00_merge.ipynb"
+
     def commit(cells, message):
-        for k, text in cells.items(): nb.cells[k].source = text
+        for k, text in cells.items():
+            nb.cells[k].source = text
         nbformat.write(nb, page)
         git("add", "nbs/00_merge.ipynb", ".gitattributes")
         git("commit", "-q", "-m", message)
+
     commit({}, "start")
     git("checkout", "-q", "-b", "other")
     commit({3: "x = 30"}, "theirs")
@@ -304,8 +455,23 @@ def test_merge_driver_merges_by_cells(tmp_path):
     git("checkout", "-q", "main")
     nb.cells[0].source, nb.cells[3].source = "x = -1", "x = 30"
     commit({1: "x = 200"}, "ours again")
-    merged = subprocess.run(["git", "-c", "user.name=A Tester", "-c", "user.email=tester@example.org", "merge", "other", "-m", "both again"],
-                            cwd=copied, env=environment, capture_output=True, text=True)
+    merged = subprocess.run(
+        [
+            "git",
+            "-c",
+            "user.name=A Tester",
+            "-c",
+            "user.email=tester@example.org",
+            "merge",
+            "other",
+            "-m",
+            "both again",
+        ],
+        cwd=copied,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert merged.returncode == 1
     sources = [book.source(c) for c in book.read(page)["cells"]]
     assert "x = 100" in sources and "x = 200" in sources and any("<<<<<<<" in s for s in sources)

@@ -1,4 +1,5 @@
 """Which anchor answers for which object: plain loops, cases worked by hand, properties."""
+
 import keras
 import numpy as np
 import pytest
@@ -12,7 +13,12 @@ DEFAULTS = dict(negative_overlap=0.4, positive_overlap=0.5, force_match=True, st
 
 
 def assign(anchors, boxes, labels, **options):
-    deltas, classes = assign_targets(np.asarray(anchors, "float32"), np.asarray(boxes, "float32"), np.asarray(labels, "int32"), **{**DEFAULTS, **options})
+    deltas, classes = assign_targets(
+        np.asarray(anchors, "float32"),
+        np.asarray(boxes, "float32"),
+        np.asarray(labels, "int32"),
+        **{**DEFAULTS, **options},
+    )
     deltas, classes = numpy(deltas), numpy(classes)
     assert deltas.dtype == np.float32 and classes.dtype == np.int32
     assert deltas.shape == (len(boxes), len(anchors), 4) and classes.shape == (len(boxes), len(anchors))
@@ -24,14 +30,18 @@ def check(anchors, boxes, labels, **options):
     deltas, classes = assign(anchors, boxes, labels, **options)
     names = dict(negative_overlap="negative", positive_overlap="positive")
     for b in range(len(boxes)):
-        expected, expected_classes = oracles.assign(anchors, boxes[b], labels[b], **{names.get(k, k): v for k, v in options.items()})
+        expected, expected_classes = oracles.assign(
+            anchors, boxes[b], labels[b], **{names.get(k, k): v for k, v in options.items()}
+        )
         np.testing.assert_array_equal(classes[b], expected_classes)
         positive = expected_classes >= 0
         np.testing.assert_allclose(deltas[b][positive], expected[positive], rtol=1e-4, atol=1e-4)
     return deltas, classes
 
 
-ANCHORS = np.array([[0, 0, 10, 10], [0, 0, 10, 4], [0, 0, 10, 5], [50, 50, 60, 60], [0, 0, 20, 10]], "float32")
+ANCHORS = np.array(
+    [[0, 0, 10, 10], [0, 0, 10, 4], [0, 0, 10, 5], [50, 50, 60, 60], [0, 0, 20, 10]], "float32"
+)
 
 
 def test_five_anchors_by_hand():
@@ -89,24 +99,48 @@ def test_padding_in_front():
 
 def scene(rng, objects, anchors=60):
     """Random anchors and objects whose ties have no chance; some objects are padding."""
+
     def boxes(n):
         x, y = rng.uniform(0, 100, (2, n))
         w, h = rng.uniform(10, 60, (2, n))
         return np.stack([x, y, x + w, y + h], 1).astype("float32")
 
-    return boxes(anchors), np.stack([boxes(objects) for _ in range(3)]), rng.integers(-1, 4, (3, objects)).astype("int32")
+    return (
+        boxes(anchors),
+        np.stack([boxes(objects) for _ in range(3)]),
+        rng.integers(-1, 4, (3, objects)).astype("int32"),
+    )
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 2**32 - 1), thresholds=st.sampled_from([(0.4, 0.5), (0.3, 0.7), (0.5, 0.5)]), force=st.booleans())
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    thresholds=st.sampled_from([(0.4, 0.5), (0.3, 0.7), (0.5, 0.5)]),
+    force=st.booleans(),
+)
 def test_random_batches(seed, thresholds, force):
     rng = np.random.default_rng(seed)
     anchors, boxes, labels = scene(rng, 5)
-    for b in range(3):  # which of two objects wins a common best anchor is left open, and so is one that no anchor touches
+    for b in range(
+        3
+    ):  # which of two objects wins a common best anchor is left open, and so is one that no anchor touches
         best = [i for i in oracles.best_anchors(anchors, boxes[b], labels[b]) if i is not None]
         assume(len(set(best)) == len(best))
-        assume(all(max(oracles.iou(a, box) for a in anchors) > 0 for box, label in zip(boxes[b], labels[b]) if label >= 0))
-    check(anchors, boxes, labels, negative_overlap=thresholds[0], positive_overlap=thresholds[1], force_match=force)
+        assume(
+            all(
+                max(oracles.iou(a, box) for a in anchors) > 0
+                for box, label in zip(boxes[b], labels[b])
+                if label >= 0
+            )
+        )
+    check(
+        anchors,
+        boxes,
+        labels,
+        negative_overlap=thresholds[0],
+        positive_overlap=thresholds[1],
+        force_match=force,
+    )
 
 
 def test_real_anchors():
@@ -120,7 +154,11 @@ def test_real_anchors():
         values = oracles.overlaps(anchors, boxes[b])
         for m in np.flatnonzero(labels[b] >= 0):
             best = np.flatnonzero(values[:, m] > values[:, m].max() - 1e-6)  # the grid has ties
-            assert any(classes[b, i] == labels[b, m] and np.allclose(deltas[b, i], oracles.encode(anchors[i], boxes[b, m]), atol=1e-3) for i in best)
+            assert any(
+                classes[b, i] == labels[b, m]
+                and np.allclose(deltas[b, i], oracles.encode(anchors[i], boxes[b, m]), atol=1e-3)
+                for i in best
+            )
 
 
 def test_permuting_pictures_permutes_the_targets():

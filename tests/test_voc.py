@@ -1,4 +1,5 @@
 """Readers of VOC, COCO and CSV: every irregularity is read rightly or named; the download survives cuts and refuses evil archives."""
+
 import hashlib
 import http.server
 import io
@@ -19,7 +20,11 @@ from PIL import Image
 
 from retinanet_nb.hyperparameters import VOC_CLASSES
 from retinanet_nb.pictures import read_image
-from retinanet_nb.voc import COCODataset, CSVDataset, Record, Records, VOCDataset, download_voc, fetch, parse_annotation, picture_header, turn_boxes, unpack
+from retinanet_nb.download import fetch, unpack
+from retinanet_nb.formats import COCODataset, CSVDataset
+from retinanet_nb.pictures import picture_header
+from retinanet_nb.records import Record, Records, turn_boxes
+from retinanet_nb.voc import VOCDataset, download_voc, parse_annotation
 
 DATA = os.environ.get("RETINANET_DATA")
 real_data = pytest.mark.skipif(not DATA, reason="RETINANET_DATA is not set")
@@ -31,7 +36,9 @@ def obj(name="cat", box=(11, 21, 50, 60), more="<difficult>0</difficult><truncat
 
 
 def xml(*objects, filename="a.jpg", size=(100, 80)):
-    stated = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>" if size else ""
+    stated = (
+        f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>" if size else ""
+    )
     return f"<annotation><filename>{filename}</filename>{stated}{''.join(objects)}</annotation>"
 
 
@@ -45,15 +52,21 @@ class Voc:
 
     def add(self, name, text=None, picture=".jpg", size=(100, 80), mode="RGB", listed=True, **save):
         if text is not None:
-            (self.root / "Annotations" / f"{name}.xml").write_bytes(text if isinstance(text, bytes) else text.encode())
+            (self.root / "Annotations" / f"{name}.xml").write_bytes(
+                text if isinstance(text, bytes) else text.encode()
+            )
         if picture:
-            Image.new(mode, size, 128 if mode in "LP" else (200, 30, 30)).save(self.root / "JPEGImages" / f"{name}{picture}", **save)
+            Image.new(mode, size, 128 if mode in "LP" else (200, 30, 30)).save(
+                self.root / "JPEGImages" / f"{name}{picture}", **save
+            )
         if listed:
             self.names.append(name)
         return self
 
     def write(self, split="train", text=None):
-        (self.root / f"ImageSets/Main/{split}.txt").write_bytes(("\n".join(self.names) + "\n" if text is None else text).encode())
+        (self.root / f"ImageSets/Main/{split}.txt").write_bytes(
+            ("\n".join(self.names) + "\n" if text is None else text).encode()
+        )
         return self
 
     def read(self, split="train", **kwargs):
@@ -79,9 +92,18 @@ BOX = [10, 20, 50, 60]  # what `obj()` means in edges
 READ_RIGHTLY = {
     "plain": xml(obj()),
     "other order of tags": "<annotation><object><bndbox><ymax>60</ymax><xmax>50</xmax><ymin>21</ymin><xmin>11</xmin></bndbox><name>cat</name></object><size><height>80</height><width>100</width></size></annotation>",
-    "xmax, xmin, ymax, ymin": xml("<object><name>cat</name><bndbox><xmax>50</xmax><xmin>11</xmin><ymax>60</ymax><ymin>21</ymin></bndbox></object>"),
-    "a part before the box": xml(obj(more="<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>")),
-    "a part after the box": xml(obj()[:-9] + "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part></object>"),
+    "xmax, xmin, ymax, ymin": xml(
+        "<object><name>cat</name><bndbox><xmax>50</xmax><xmin>11</xmin><ymax>60</ymax><ymin>21</ymin></bndbox></object>"
+    ),
+    "a part before the box": xml(
+        obj(
+            more="<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
+        )
+    ),
+    "a part after the box": xml(
+        obj()[:-9]
+        + "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part></object>"
+    ),
     "a name under owner": "<annotation><owner><name>Jinky</name></owner>" + xml(obj())[12:],
     "floats": xml(obj(box=("11.0", "21.0", "50.0", "60.0"))),
     "no flags": xml(obj(more="")),
@@ -97,7 +119,9 @@ READ_RIGHTLY = {
     "byte order mark": b"\xef\xbb\xbf" + xml(obj()).encode(),
     "spaces": xml(obj(name=" cat\n")),
     "UTF-16": ('<?xml version="1.0" encoding="utf-16"?>' + xml(obj(), filename="ä.jpg")).encode("utf-16"),
-    "latin-1": ('<?xml version="1.0" encoding="iso-8859-1"?>' + xml(obj(), filename="ä.jpg")).encode("latin-1"),
+    "latin-1": ('<?xml version="1.0" encoding="iso-8859-1"?>' + xml(obj(), filename="ä.jpg")).encode(
+        "latin-1"
+    ),
     "upper case": xml(obj()).replace("object>", "Object>").replace("bndbox>", "BndBox>"),
 }
 
@@ -106,14 +130,33 @@ READ_RIGHTLY = {
 def test_read_rightly(voc, kind):
     dataset = voc.add("a", READ_RIGHTLY[kind]).read(class_names=["dog", "cat"])
     record = one(dataset)
-    assert record.boxes.tolist() == [BOX] and record.labels.tolist() == [1] and record.boxes.dtype == np.float32 and record.labels.dtype == np.int32
-    assert (record.width, record.height) == (100, 80) and not record.difficult.any() and not record.truncated.any()
+    assert (
+        record.boxes.tolist() == [BOX]
+        and record.labels.tolist() == [1]
+        and record.boxes.dtype == np.float32
+        and record.labels.dtype == np.int32
+    )
+    assert (
+        (record.width, record.height) == (100, 80)
+        and not record.difficult.any()
+        and not record.truncated.any()
+    )
     assert not dataset.report.dropped and not dataset.report.clipped and not dataset.report.refused
     if kind in ("another size", "another file name", "file name with another extension"):
         assert "Annotations/a.xml" in dataset.report.noted[0][0]
 
 
-@pytest.mark.parametrize("tag,value,expected", [("difficult", "1", True), ("Difficult", "1", True), ("difficult", "true", True), ("difficult", "0", False), ("difficult", "Unspecified", False), ("difficult", "", False)])
+@pytest.mark.parametrize(
+    "tag,value,expected",
+    [
+        ("difficult", "1", True),
+        ("Difficult", "1", True),
+        ("difficult", "true", True),
+        ("difficult", "0", False),
+        ("difficult", "Unspecified", False),
+        ("difficult", "", False),
+    ],
+)
 def test_difficult(voc, tag, value, expected):
     assert one(voc.add("a", xml(obj(more=f"<{tag}>{value}</{tag}>"))).read()).difficult.tolist() == [expected]
 
@@ -141,7 +184,9 @@ def test_reported_or_refused(voc, kind):
     voc.add("a", xml(obj(), text)).add("b", xml(obj(), filename="b.jpg"))
     dataset = voc.read()
     found = getattr(dataset.report, where)
-    assert len(dataset) == 2 and len(found) == 1 and found[0][0] == "Annotations/a.xml" and word in found[0][1]
+    assert (
+        len(dataset) == 2 and len(found) == 1 and found[0][0] == "Annotations/a.xml" and word in found[0][1]
+    )
     assert dataset[0].boxes[0].tolist() == BOX and len(dataset[0].boxes) == (2 if where == "clipped" else 1)
     assert (dataset[0].boxes >= 0).all() and (dataset[0].boxes <= [100, 80, 100, 80]).all()
     with pytest.raises(ValueError, match="Annotations/a.xml.*" + word):
@@ -149,16 +194,26 @@ def test_reported_or_refused(voc, kind):
 
 
 def test_pictures_of_all_kinds(voc):
-    voc.add("grey", xml(obj()), mode="L").add("palette", xml(obj()), ".png", mode="P").add("upper", xml(obj()), ".JPG", format="JPEG").add("jpeg", xml(obj()), ".jpeg").add("alpha", xml(obj()), ".webp")
+    voc.add("grey", xml(obj()), mode="L").add("palette", xml(obj()), ".png", mode="P").add(
+        "upper", xml(obj()), ".JPG", format="JPEG"
+    ).add("jpeg", xml(obj()), ".jpeg").add("alpha", xml(obj()), ".webp")
     dataset = voc.read()
-    assert [r.image.name for r in dataset] == ["grey.jpg", "palette.png", "upper.JPG", "jpeg.jpeg", "alpha.webp"]
+    assert [r.image.name for r in dataset] == [
+        "grey.jpg",
+        "palette.png",
+        "upper.JPG",
+        "jpeg.jpeg",
+        "alpha.webp",
+    ]
     for r in dataset:
         assert read_image(r.image).shape == (r.height, r.width, 3) and r.boxes.tolist() == [BOX]
 
 
 def test_non_ascii_names(voc):
     decomposed = unicodedata.normalize("NFD", "Böller 3")
-    voc.add("Katze ü", xml(obj(), filename="Katze ü.jpg")).add("猫.v2", xml(obj())).add("Böller 3", xml(obj()), picture=None)
+    voc.add("Katze ü", xml(obj(), filename="Katze ü.jpg")).add("猫.v2", xml(obj())).add(
+        "Böller 3", xml(obj()), picture=None
+    )
     Image.new("RGB", (100, 80)).save(voc.root / "JPEGImages" / f"{decomposed}.jpg")
     dataset = voc.read()
     assert len(dataset) == 3 and not dataset.report.refused
@@ -196,9 +251,23 @@ def test_turn_boxes_against_pixels(turn, corners):
     x2, y2 = x2 + 1, y2 + 1
     pixels = np.zeros((23, 31))
     pixels[y1:y2, x1:x2] = 1
-    seen = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose, 6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).T, 8: np.rot90}[turn](pixels)
+    seen = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: np.transpose,
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a, 2).T,
+        8: np.rot90,
+    }[turn](pixels)
     ys, xs = np.where(seen)
-    assert turn_boxes([[x1, y1, x2, y2]], (23, 31), turn)[0].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+    assert turn_boxes([[x1, y1, x2, y2]], (23, 31), turn)[0].tolist() == [
+        xs.min(),
+        ys.min(),
+        xs.max() + 1,
+        ys.max() + 1,
+    ]
 
 
 @pytest.mark.parametrize("picture", [".jpg", ".png"])
@@ -208,7 +277,11 @@ def test_cut_short(voc, picture):
     whole = path.read_bytes()
     path.write_bytes(whole[:-30])
     report = voc.read().report
-    assert report.pictures == 1 and report.refused[0][0] == "Annotations/a.xml" and "cut short" in report.refused[0][1]
+    assert (
+        report.pictures == 1
+        and report.refused[0][0] == "Annotations/a.xml"
+        and "cut short" in report.refused[0][1]
+    )
     with pytest.raises(ValueError, match="Annotations/a.xml.*cut short"):
         voc.read(strict=True)
     path.write_bytes(whole + b"trailing bytes of a camera" * 9)
@@ -234,10 +307,16 @@ def test_no_picture_at_all(voc):
 
 
 def test_missing_halves(voc):
-    voc.add("whole", xml(obj())).add("no_xml").add("no_picture", xml(obj(), filename="no_picture.jpg"), picture=None).add("nothing", picture=None)
+    voc.add("whole", xml(obj())).add("no_xml").add(
+        "no_picture", xml(obj(), filename="no_picture.jpg"), picture=None
+    ).add("nothing", picture=None)
     dataset = voc.read()
     assert [r.image.name for r in dataset] == ["whole.jpg"]
-    assert {f for f, _ in dataset.report.refused} == {"JPEGImages/no_xml.jpg", "Annotations/no_picture.xml", "nothing"}
+    assert {f for f, _ in dataset.report.refused} == {
+        "JPEGImages/no_xml.jpg",
+        "Annotations/no_picture.xml",
+        "nothing",
+    }
     with pytest.raises(ValueError, match="no_xml"):
         voc.read(strict=True)
 
@@ -252,7 +331,11 @@ def test_the_picture_under_its_written_name(voc):
 def test_annotated_at_another_size(voc):
     voc.add("a", xml(obj(), obj(box=(150, 100, 190, 150)), size=(200, 160))).add("b", xml(obj()))
     report = voc.read().report
-    assert report.refused[0][0] == "Annotations/a.xml" and "200×160" in report.refused[0][1] and report.pictures == 1
+    assert (
+        report.refused[0][0] == "Annotations/a.xml"
+        and "200×160" in report.refused[0][1]
+        and report.pictures == 1
+    )
 
 
 def test_image_sets(voc):
@@ -260,10 +343,19 @@ def test_image_sets(voc):
         voc.add(n, xml(obj(), filename=f"{n}.jpg"))
     read = lambda text: [r.image.name for r in voc.write("list", text).read("list")]
     assert read("\r\na\r\n\r\n  b  \r\n") == ["a.jpg", "b.jpg"]
-    assert read("a.jpg\nJPEGImages\\b.jpg\nJPEGImages/c.jpg\ne.v2\n") == ["a.jpg", "b.jpg", "c.jpg", "e.v2.jpg"]
+    assert read("a.jpg\nJPEGImages\\b.jpg\nJPEGImages/c.jpg\ne.v2\n") == [
+        "a.jpg",
+        "b.jpg",
+        "c.jpg",
+        "e.v2.jpg",
+    ]
     assert read("a  1\nb -1\nc  0\nd 1\n") == ["a.jpg", "c.jpg", "d 1.jpg"]
     assert read("a\nb\na") == ["a.jpg", "b.jpg"]
-    assert [r.image.name for r in voc.write("one", "a\nb").write("two", "b\nc").read("one+two")] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert [r.image.name for r in voc.write("one", "a\nb").write("two", "b\nc").read("one+two")] == [
+        "a.jpg",
+        "b.jpg",
+        "c.jpg",
+    ]
     assert len(voc.read("all")) == 5
 
 
@@ -275,36 +367,70 @@ def test_every_irregularity_in_one_directory(voc):
         expected[f"read-{n:02d}"] = [BOX]
     for n, (kind, (text, where, _)) in enumerate(REPORTED.items()):
         voc.add(f"bad-{n}", xml(obj(), text, filename=f"bad-{n}.jpg"))
-        expected[f"bad-{n}"] = [BOX] if where == "dropped" else [BOX, {"beyond the right edge": [89, 20, 100, 60], "beyond the top": [0, 0, 20, 10]}[kind]]
-    for name, suffix, mode in (("grey", ".jpg", "L"), ("palette", ".png", "P"), ("Größe ü 猫", ".JPG", "RGB")):
-        voc.add(name, xml(obj(), filename=name + suffix), suffix, mode=mode, **({"format": "JPEG"} if suffix == ".JPG" else {}))
+        expected[f"bad-{n}"] = (
+            [BOX]
+            if where == "dropped"
+            else [BOX, {"beyond the right edge": [89, 20, 100, 60], "beyond the top": [0, 0, 20, 10]}[kind]]
+        )
+    for name, suffix, mode in (
+        ("grey", ".jpg", "L"),
+        ("palette", ".png", "P"),
+        ("Größe ü 猫", ".JPG", "RGB"),
+    ):
+        voc.add(
+            name,
+            xml(obj(), filename=name + suffix),
+            suffix,
+            mode=mode,
+            **({"format": "JPEG"} if suffix == ".JPG" else {}),
+        )
         expected[name] = [BOX]
     exif = Image.Exif()
     exif[0x0112] = 6
-    voc.add("turned", xml(obj(), filename="turned.jpg"), exif=exif)       # annotated as stored, 100×80; seen as 80×100
+    voc.add(
+        "turned", xml(obj(), filename="turned.jpg"), exif=exif
+    )  # annotated as stored, 100×80; seen as 80×100
     expected["turned"] = [[20, 10, 60, 50]]
     voc.add("empty", xml(filename="empty.jpg"))
     expected["empty"] = []
     voc.add("cut", xml(obj(), obj(), filename="cut.jpg"))
     path = voc.root / "JPEGImages/cut.jpg"
     path.write_bytes(path.read_bytes()[:-30])
-    voc.add("no-xml").add("no-picture", xml(obj(), filename="no-picture.jpg"), picture=None).add("neither", picture=None)
-    voc.add("absent", xml(obj(), filename="absent.jpg"), listed=False)    # a per-class list says -1
+    voc.add("no-xml").add("no-picture", xml(obj(), filename="no-picture.jpg"), picture=None).add(
+        "neither", picture=None
+    )
+    voc.add("absent", xml(obj(), filename="absent.jpg"), listed=False)  # a per-class list says -1
     voc.write(text="\r\n\r\n".join([f"{n}  1" if n == "grey" else n for n in voc.names] + ["absent -1", ""]))
 
     dataset = VOCDataset(voc.root, "train", class_names=["cat"])
     report = dataset.report
     assert {r.image.stem: r.boxes.tolist() for r in dataset} == expected
-    assert {file for file, _ in report.refused} == {"Annotations/cut.xml", "JPEGImages/no-xml.jpg", "Annotations/no-picture.xml", "neither"}
-    assert len(report.dropped) == sum(where == "dropped" for _, where, _ in REPORTED.values()) and len(report.clipped) == sum(where == "clipped" for _, where, _ in REPORTED.values())
-    assert all(file and reason for kind in (report.dropped, report.clipped, report.refused, report.noted) for file, reason in kind)
+    assert {file for file, _ in report.refused} == {
+        "Annotations/cut.xml",
+        "JPEGImages/no-xml.jpg",
+        "Annotations/no-picture.xml",
+        "neither",
+    }
+    assert len(report.dropped) == sum(where == "dropped" for _, where, _ in REPORTED.values()) and len(
+        report.clipped
+    ) == sum(where == "clipped" for _, where, _ in REPORTED.values())
+    assert all(
+        file and reason
+        for kind in (report.dropped, report.clipped, report.refused, report.noted)
+        for file, reason in kind
+    )
     # Nothing is lost without a word: every object of every listed annotation is in a record, or dropped, or its picture refused.
     refused, written = {Path(f).stem for f, _ in report.refused}, 0
     for stem in expected:
         text = (voc.root / f"Annotations/{stem}.xml").read_bytes()
-        written += (text.decode("utf-16") if text[:2] in (b"\xff\xfe", b"\xfe\xff") else text.decode("latin-1")).lower().count("<object>")
+        written += (
+            (text.decode("utf-16") if text[:2] in (b"\xff\xfe", b"\xfe\xff") else text.decode("latin-1"))
+            .lower()
+            .count("<object>")
+        )
     assert written == report.objects + len(report.dropped) and not refused & expected.keys()
-    for record in dataset: assert read_image(record.image).shape == (record.height, record.width, 3)
+    for record in dataset:
+        assert read_image(record.image).shape == (record.height, record.width, 3)
 
 
 # --- directories, splits, classes ------------------------------------------------------------------------------------
@@ -351,13 +477,25 @@ def test_class_names(voc):
         voc.read(class_names=["ball", "ball"])
     voc.add("a", xml(obj("cat"), obj("dog", (1, 1, 9, 9))), picture=None)
     dataset = voc.read()
-    assert dataset.class_names == VOC_CLASSES and len(VOC_CLASSES) == 20 and dataset[0].labels.tolist() == [7, 11]
+    assert (
+        dataset.class_names == VOC_CLASSES
+        and len(VOC_CLASSES) == 20
+        and dataset[0].labels.tolist() == [7, 11]
+    )
 
 
 BAD_XML = {
-    "not XML": "<annotation><object>", "empty": "", "another root": "<html></html>", "no box": "<annotation><object><name>cat</name></object></annotation>",
-    "no name": xml(obj(name="")), "a word for a number": xml(obj(box=("left", 1, 2, 3))), "not finite": xml(obj(box=("nan", 1, 2, 3))), "infinite": xml(obj(box=(1, 1, "inf", 3))),
-    "a missing corner": xml(obj()).replace("<ymax>60</ymax>", ""), "a strange flag": xml(obj(more="<difficult>perhaps</difficult>")), "binary": b"\x00\xff\x13",
+    "not XML": "<annotation><object>",
+    "empty": "",
+    "another root": "<html></html>",
+    "no box": "<annotation><object><name>cat</name></object></annotation>",
+    "no name": xml(obj(name="")),
+    "a word for a number": xml(obj(box=("left", 1, 2, 3))),
+    "not finite": xml(obj(box=("nan", 1, 2, 3))),
+    "infinite": xml(obj(box=(1, 1, "inf", 3))),
+    "a missing corner": xml(obj()).replace("<ymax>60</ymax>", ""),
+    "a strange flag": xml(obj(more="<difficult>perhaps</difficult>")),
+    "binary": b"\x00\xff\x13",
     "undeclared latin-1": xml(obj(), filename="ä").encode("latin-1"),
     "entities": '<!DOCTYPE b [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation><filename>&b;</filename></annotation>',
     "a file as entity": '<!DOCTYPE b [<!ENTITY a SYSTEM "file:///etc/hostname">]><annotation><filename>&a;</filename></annotation>',
@@ -374,32 +512,58 @@ def test_annotations_that_make_no_sense(voc, kind):
 
 
 def test_report(voc):
-    voc.add("a", xml(obj(more="<difficult>1</difficult>"), obj("dog", (1, 1, 9, 9), "<truncated>1</truncated>"), obj("dog", (5, 5, 5, 9)))).add("b", xml()).add("c", picture=None)
+    voc.add(
+        "a",
+        xml(
+            obj(more="<difficult>1</difficult>"),
+            obj("dog", (1, 1, 9, 9), "<truncated>1</truncated>"),
+            obj("dog", (5, 5, 5, 9)),
+        ),
+    ).add("b", xml()).add("c", picture=None)
     report = voc.read().report
-    assert (report.pictures, report.empty, report.objects, report.difficult, report.truncated) == (2, 1, 2, 1, 1)
+    assert (report.pictures, report.empty, report.objects, report.difficult, report.truncated) == (
+        2,
+        1,
+        2,
+        1,
+        1,
+    )
     assert report.per_class["dog"] == dict(pictures=1, objects=1, difficult=0, truncated=1)
     text = str(report)
     for word in ("2 pictures", "1 without objects", "Annotations/a.xml", "no area", "dog"):
         assert word in text
     data = json.loads(report.to_json())
-    assert data["objects"] == 2 and data["dropped"][0][0] == "Annotations/a.xml" and data["refused"][0][0] == "c"
+    assert (
+        data["objects"] == 2 and data["dropped"][0][0] == "Annotations/a.xml" and data["refused"][0][0] == "c"
+    )
 
 
 @pytest.mark.parametrize("label", [-1, 2])
 def test_a_label_without_a_name_is_refused(label):
-    with pytest.raises(ValueError, match="some.jpg.*between 0 and 1"): Records([Record("some.jpg", 9, 9, [[0, 0, 5, 5]], [label])], ("a", "b"))
+    with pytest.raises(ValueError, match="some.jpg.*between 0 and 1"):
+        Records([Record("some.jpg", 9, 9, [[0, 0, 5, 5]], [label])], ("a", "b"))
 
 
 def test_records():
     with pytest.raises(ValueError, match="x.jpg"):
         Record("x.jpg", 10, 10, [[0, 0, 1, 1]], [0, 1])
     records = Records([Record("x.jpg", 10, 10, [[0, 0, 1, 1]], [0]), Record("y.jpg", 10, 10, [], [])], ["a"])
-    assert len(records[1:]) == 1 and records[1:].class_names == ("a",) and records[-1].image.name == "y.jpg" and records.report.empty == 1
+    assert (
+        len(records[1:]) == 1
+        and records[1:].class_names == ("a",)
+        and records[-1].image.name == "y.jpg"
+        and records.report.empty == 1
+    )
 
 
 def test_import_is_light():
     code = "import sys, retinanet_nb.voc; print([m for m in ('keras', 'tensorflow', 'jax', 'matplotlib') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 # --- COCO and CSV ----------------------------------------------------------------------------------------------------
@@ -410,10 +574,19 @@ def coco(tmp_path, **changes):
     for n in ("p.jpg", "q.jpg", "r.jpg"):
         Image.new("RGB", (100, 80)).save(tmp_path / "images" / n)
     data = dict(
-        images=[dict(id=900, file_name="p.jpg", width=100, height=80), dict(id=7, file_name="q.jpg", width=100, height=80), dict(id=8, file_name="r.jpg")],
+        images=[
+            dict(id=900, file_name="p.jpg", width=100, height=80),
+            dict(id=7, file_name="q.jpg", width=100, height=80),
+            dict(id=8, file_name="r.jpg"),
+        ],
         categories=[dict(id=90, name="zebra"), dict(id=3, name="cat")],
-        annotations=[dict(id=1, image_id=900, category_id=90, bbox=[10.5, 20, 30.25, 40], iscrowd=0), dict(id=5, image_id=900, category_id=3, bbox=[0, 0, 50, 50], iscrowd=1),
-                     dict(id=6, image_id=7, category_id=3, bbox=[90, 70, 20, 20]), dict(id=9, image_id=7, category_id=3, bbox=[5, 5, 0, 9])])
+        annotations=[
+            dict(id=1, image_id=900, category_id=90, bbox=[10.5, 20, 30.25, 40], iscrowd=0),
+            dict(id=5, image_id=900, category_id=3, bbox=[0, 0, 50, 50], iscrowd=1),
+            dict(id=6, image_id=7, category_id=3, bbox=[90, 70, 20, 20]),
+            dict(id=9, image_id=7, category_id=3, bbox=[5, 5, 0, 9]),
+        ],
+    )
     data.update(changes)
     (tmp_path / "c.json").write_text(json.dumps(data))
     return tmp_path / "c.json", tmp_path / "images"
@@ -421,11 +594,21 @@ def coco(tmp_path, **changes):
 
 def test_coco(tmp_path):
     dataset = COCODataset(*coco(tmp_path))
-    assert dataset.class_names == ("cat", "zebra") and dataset.image_ids == [900, 7, 8] and dataset.category_ids == [3, 90]
+    assert (
+        dataset.class_names == ("cat", "zebra")
+        and dataset.image_ids == [900, 7, 8]
+        and dataset.category_ids == [3, 90]
+    )
     p, q, r = dataset
-    assert p.boxes.tolist() == [[10.5, 20, 40.75, 60], [0, 0, 50, 50]] and p.labels.tolist() == [1, 0] and p.crowd.tolist() == [False, True]
+    assert (
+        p.boxes.tolist() == [[10.5, 20, 40.75, 60], [0, 0, 50, 50]]
+        and p.labels.tolist() == [1, 0]
+        and p.crowd.tolist() == [False, True]
+    )
     assert q.boxes.tolist() == [[90, 70, 100, 80]] and len(r.boxes) == 0
-    assert dataset.report.clipped[0][0] == dataset.report.dropped[0][0] == "q.jpg" and dataset.report.crowd == 1
+    assert (
+        dataset.report.clipped[0][0] == dataset.report.dropped[0][0] == "q.jpg" and dataset.report.crowd == 1
+    )
     with pytest.raises(ValueError, match="q.jpg"):
         COCODataset(*coco(tmp_path), strict=True)
 
@@ -436,8 +619,12 @@ def test_coco_mistakes(tmp_path):
     path, images = coco(tmp_path)
     with pytest.raises(FileNotFoundError, match="pictures"):
         COCODataset(path, tmp_path / "pictures")
-    for changes, words in ((dict(categories=None), "not a COCO file"), (dict(annotations=[dict(id=1, image_id=7, category_id=4, bbox=[1, 1, 2, 2])]), "category 4"),
-                           (dict(annotations=[dict(id=1, image_id=7, category_id=3, bbox=[1, 1, 2])]), "four numbers"), (dict(annotations=[dict(id=12, image_id=7, category_id=3, bbox=["a", 1, 2, 2])]), "annotation 12")):
+    for changes, words in (
+        (dict(categories=None), "not a COCO file"),
+        (dict(annotations=[dict(id=1, image_id=7, category_id=4, bbox=[1, 1, 2, 2])]), "category 4"),
+        (dict(annotations=[dict(id=1, image_id=7, category_id=3, bbox=[1, 1, 2])]), "four numbers"),
+        (dict(annotations=[dict(id=12, image_id=7, category_id=3, bbox=["a", 1, 2, 2])]), "annotation 12"),
+    ):
         with pytest.raises(ValueError, match=words):
             COCODataset(*coco(tmp_path, **changes))
     path.write_text("{")
@@ -445,21 +632,40 @@ def test_coco_mistakes(tmp_path):
         COCODataset(path, images)
     with pytest.raises(ValueError, match="zebra.*cat, dog"):
         COCODataset(*coco(tmp_path), class_names=["cat", "dog"])
-    dataset = COCODataset(*coco(tmp_path, annotations=[dict(id=1, image_id=77, category_id=3, bbox=[1, 1, 2, 2])], images=[dict(id=1, file_name="p.jpg"), dict(id=2, file_name="gone.jpg")]))
-    assert len(dataset) == 1 and "77" in dataset.report.dropped[0][1] and dataset.report.refused[0][0] == "gone.jpg" and dataset.image_ids == [1]
+    dataset = COCODataset(
+        *coco(
+            tmp_path,
+            annotations=[dict(id=1, image_id=77, category_id=3, bbox=[1, 1, 2, 2])],
+            images=[dict(id=1, file_name="p.jpg"), dict(id=2, file_name="gone.jpg")],
+        )
+    )
+    assert (
+        len(dataset) == 1
+        and "77" in dataset.report.dropped[0][1]
+        and dataset.report.refused[0][0] == "gone.jpg"
+        and dataset.image_ids == [1]
+    )
 
 
 def test_csv(tmp_path):
     coco(tmp_path)
     path = tmp_path / "t.csv"
-    path.write_bytes("﻿path,x1,y1,x2,y2,class\r\nimages/p.jpg,1,2,30.5,40,cat\r\n\r\nimages/q.jpg,,,,,\r\nimages\\p.jpg,1,1,99,120,dog\r\nimages/p.jpg,5,5,5,9,cat\r\n".encode())
+    path.write_bytes(
+        "﻿path,x1,y1,x2,y2,class\r\nimages/p.jpg,1,2,30.5,40,cat\r\n\r\nimages/q.jpg,,,,,\r\nimages\\p.jpg,1,1,99,120,dog\r\nimages/p.jpg,5,5,5,9,cat\r\n".encode()
+    )
     dataset = CSVDataset(path)
     assert dataset.class_names == VOC_CLASSES
     assert {(r.image.name, len(r.boxes)) for r in dataset} >= {("q.jpg", 0)} and dataset.report.objects == 2
     assert dataset.report.clipped and "line 6" in dataset.report.dropped[0][1]
     (tmp_path / "classes.csv").write_text("dog,0\ncat,1\n")
     assert CSVDataset(path, tmp_path / "classes.csv").class_names == ("dog", "cat")
-    for text, words in (("a.jpg,1,2,3\n", "line 1"), ("images/p.jpg,1,2,x,4,cat\n", "line 1.*four numbers"), ("images/p.jpg,1,2,3,4,\n", "line 1"), ("images/p.jpg,1,2,3,4,cow\n", "'cow'.*dog, cat"), ("gone.jpg,1,2,3,4,cat\n", "gone.jpg")):
+    for text, words in (
+        ("a.jpg,1,2,3\n", "line 1"),
+        ("images/p.jpg,1,2,x,4,cat\n", "line 1.*four numbers"),
+        ("images/p.jpg,1,2,3,4,\n", "line 1"),
+        ("images/p.jpg,1,2,3,4,cow\n", "'cow'.*dog, cat"),
+        ("gone.jpg,1,2,3,4,cat\n", "gone.jpg"),
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match=words):
             CSVDataset(path, tmp_path / "classes.csv")
@@ -472,19 +678,47 @@ def test_csv(tmp_path):
 def test_the_three_readers_agree(voc, tmp_path):
     voc.add("a", xml(obj(), obj("dog", (1, 1, 100, 80)))).write()
     picture = {"id": 5, "file_name": "a.jpg"}
-    (tmp_path / "c.json").write_text(json.dumps(dict(images=[picture], categories=[dict(id=1, name="cat"), dict(id=2, name="dog")],
-                                     annotations=[dict(id=1, image_id=5, category_id=1, bbox=[10, 20, 40, 40]), dict(id=2, image_id=5, category_id=2, bbox=[0, 0, 100, 80])])))
-    (tmp_path / "t.csv").write_text("data/JPEGImages/a.jpg,10,20,50,60,cat\ndata/JPEGImages/a.jpg,0,0,100,80,dog\n")
+    (tmp_path / "c.json").write_text(
+        json.dumps(
+            dict(
+                images=[picture],
+                categories=[dict(id=1, name="cat"), dict(id=2, name="dog")],
+                annotations=[
+                    dict(id=1, image_id=5, category_id=1, bbox=[10, 20, 40, 40]),
+                    dict(id=2, image_id=5, category_id=2, bbox=[0, 0, 100, 80]),
+                ],
+            )
+        )
+    )
+    (tmp_path / "t.csv").write_text(
+        "data/JPEGImages/a.jpg,10,20,50,60,cat\ndata/JPEGImages/a.jpg,0,0,100,80,dog\n"
+    )
     names = ["cat", "dog"]
-    for record in (one(VOCDataset(voc.root, "train", names)), one(COCODataset(tmp_path / "c.json", voc.root / "JPEGImages", names)), one(CSVDataset(tmp_path / "t.csv", names))):
-        assert record.boxes.tolist() == [BOX, [0, 0, 100, 80]] and record.labels.tolist() == [0, 1] and (record.width, record.height) == (100, 80)
+    for record in (
+        one(VOCDataset(voc.root, "train", names)),
+        one(COCODataset(tmp_path / "c.json", voc.root / "JPEGImages", names)),
+        one(CSVDataset(tmp_path / "t.csv", names)),
+    ):
+        assert (
+            record.boxes.tolist() == [BOX, [0, 0, 100, 80]]
+            and record.labels.tolist() == [0, 1]
+            and (record.width, record.height) == (100, 80)
+        )
         assert record.image.resolve() == (voc.root / "JPEGImages/a.jpg").resolve()
 
 
 # --- fetching --------------------------------------------------------------------------------------------------------
 
 
-def archive(path, names=("VOCdevkit/VOC2007/JPEGImages/a.jpg", "VOCdevkit/VOC2007/Annotations/a.xml", "VOCdevkit/VOC2007/ImageSets/Main/trainval.txt"), edit=lambda m: m):
+def archive(
+    path,
+    names=(
+        "VOCdevkit/VOC2007/JPEGImages/a.jpg",
+        "VOCdevkit/VOC2007/Annotations/a.xml",
+        "VOCdevkit/VOC2007/ImageSets/Main/trainval.txt",
+    ),
+    edit=lambda m: m,
+):
     with tarfile.open(path, "w") as tar:
         for n in names:
             m = tarfile.TarInfo(n)
@@ -537,10 +771,24 @@ def test_download_and_unpack(tmp_path):
     tar, md5 = archive(tmp_path / "x.tar")
     with Server(tar.read_bytes(), cuts=[1000, 50_000]) as server:
         for _ in range(2):
-            target = download_voc("2007", "train", tmp_path / "root", tmp_path / "cache", mirror=server.url, md5=md5, progress=False)
-        assert [a for _, a in server.asked] == [None, "bytes=1000-", "bytes=51000-"]  # gone on twice, and not asked again
+            target = download_voc(
+                "2007",
+                "train",
+                tmp_path / "root",
+                tmp_path / "cache",
+                mirror=server.url,
+                md5=md5,
+                progress=False,
+            )
+        assert [a for _, a in server.asked] == [
+            None,
+            "bytes=1000-",
+            "bytes=51000-",
+        ]  # gone on twice, and not asked again
         assert server.asked[0][0] == "/voc2007/VOCtrainval_06-Nov-2007.tar"
-    assert target == tmp_path / "root/VOCdevkit/VOC2007" and (target / "Annotations/a.xml").read_text().startswith("VOCdevkit/VOC2007/Annotations/a.xml")
+    assert target == tmp_path / "root/VOCdevkit/VOC2007" and (
+        target / "Annotations/a.xml"
+    ).read_text().startswith("VOCdevkit/VOC2007/Annotations/a.xml")
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["VOCtrainval_06-Nov-2007.tar"]
     assert [p.name for p in (tmp_path / "root").iterdir()] == ["VOCdevkit"]
 
@@ -584,7 +832,15 @@ def test_keep_tar_and_a_wrong_archive_in_the_cache(tmp_path):
     cached.parent.mkdir()
     cached.write_bytes(b"half an archive")
     with Server(tar.read_bytes()) as server:
-        download_voc(2007, root=tmp_path / "root", cache=tmp_path / "cache", url=server.url + "/any.tar", md5=md5, keep_tar=False, progress=False)
+        download_voc(
+            2007,
+            root=tmp_path / "root",
+            cache=tmp_path / "cache",
+            url=server.url + "/any.tar",
+            md5=md5,
+            keep_tar=False,
+            progress=False,
+        )
         assert server.asked[0][0] == "/any.tar"
     assert not list(cached.parent.iterdir())
 
@@ -593,20 +849,39 @@ def _as(kind, target=""):
     def edit(m):
         m.type, m.linkname, m.size = kind, target, 0
         return m
+
     return edit
 
 
-@pytest.mark.parametrize("name,edit", [
-    ("/etc/evil", None), ("VOCdevkit/../../evil", None), ("../evil", None), ("evil", None), ("VOCdevkit\\..\\..\\evil", None), ("C:/evil", None),
-    ("VOCdevkit/link", _as(tarfile.SYMTYPE, "/etc")), ("VOCdevkit/link", _as(tarfile.SYMTYPE, "VOC2007")), ("VOCdevkit/hard", _as(tarfile.LNKTYPE, "/etc/passwd")),
-    ("VOCdevkit/device", _as(tarfile.CHRTYPE)), ("VOCdevkit/pipe", _as(tarfile.FIFOTYPE)),
-])
+@pytest.mark.parametrize(
+    "name,edit",
+    [
+        ("/etc/evil", None),
+        ("VOCdevkit/../../evil", None),
+        ("../evil", None),
+        ("evil", None),
+        ("VOCdevkit\\..\\..\\evil", None),
+        ("C:/evil", None),
+        ("VOCdevkit/link", _as(tarfile.SYMTYPE, "/etc")),
+        ("VOCdevkit/link", _as(tarfile.SYMTYPE, "VOC2007")),
+        ("VOCdevkit/hard", _as(tarfile.LNKTYPE, "/etc/passwd")),
+        ("VOCdevkit/device", _as(tarfile.CHRTYPE)),
+        ("VOCdevkit/pipe", _as(tarfile.FIFOTYPE)),
+    ],
+)
 def test_evil_archives(tmp_path, name, edit):
-    archive(tmp_path / "x.tar", ("VOCdevkit/VOC2007/good", name), lambda m: edit(m) if edit and m.name == name else m)
+    archive(
+        tmp_path / "x.tar",
+        ("VOCdevkit/VOC2007/good", name),
+        lambda m: edit(m) if edit and m.name == name else m,
+    )
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="x.tar is not safe"):
         unpack(tmp_path / "x.tar", tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir()) and sorted(p.name for p in tmp_path.iterdir()) == ["out", "x.tar"]
+    assert not list((tmp_path / "out").iterdir()) and sorted(p.name for p in tmp_path.iterdir()) == [
+        "out",
+        "x.tar",
+    ]
 
 
 def test_not_an_archive(tmp_path):
@@ -631,8 +906,17 @@ def test_bccd():
 def test_voc2007_counts():
     dataset = VOCDataset(Path(DATA) / "voc2007", "train+val")
     report = dataset.report
-    assert (report.pictures, report.objects, report.difficult, report.truncated) == (4000, 11974, 2307, 6213) and dataset.class_names == VOC_CLASSES
+    assert (report.pictures, report.objects, report.difficult, report.truncated) == (
+        4000,
+        11974,
+        2307,
+        6213,
+    ) and dataset.class_names == VOC_CLASSES
     assert not report.dropped and not report.clipped and not report.refused
     # the same counts by another way: plain text search
     text = "".join(p.read_text() for p in (Path(DATA) / "voc2007/Annotations").glob("*.xml"))
-    assert text.count("<object>") == report.objects and text.count("<difficult>1<") == report.difficult and text.count("<truncated>1<") == report.truncated
+    assert (
+        text.count("<object>") == report.objects
+        and text.count("<difficult>1<") == report.difficult
+        and text.count("<truncated>1<") == report.truncated
+    )
