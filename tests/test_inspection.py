@@ -202,8 +202,9 @@ def test_coverage_counts_by_hand():
 def test_objects_are_scaled_as_pictures_are(picture):
     boxes = scattered(np.random.default_rng(5), 10, picture)
     _, fit = fit_to_canvas(np.zeros((*picture, 3), np.uint8), (96, 128))
+    data = type("Data", (list,), {"class_names": ("a",)})  # `Records` takes no box beyond its picture
     found = coverage(
-        Records([Record("a.jpg", picture[1], picture[0], boxes, [0] * 10)], ("a",)),
+        data([Record("a.jpg", picture[1], picture[0], boxes, [0] * 10)]),
         HyperParameters(image_size=(96, 128)),
     )
     np.testing.assert_allclose(found.boxes, fit.to_canvas(boxes.astype("float32")), rtol=1e-6, atol=1e-5)
