@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Callable
 
-import keras
-from keras import ops
+from .engine import keras, ops
 
 # %% ../nbs/02_resnet50.ipynb #27111905
 @keras.saving.register_keras_serializable("retinanet_nb")
