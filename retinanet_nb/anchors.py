@@ -28,14 +28,10 @@ def generate_anchors(
     Every ratio keeps the area `(size · scale)²`. Source: RetinaNet (Lin et al.
     2017), section 4, "Anchors".
     """
-    ratios, scales = (
-        np.repeat(np.asarray(ratios, float), len(scales)),
-        np.tile(np.asarray(scales, float), len(ratios)),
-    )
-    half_w, half_h = (
-        size * scales / np.sqrt(ratios) / 2,
-        size * scales * np.sqrt(ratios) / 2,
-    )
+    each_ratio = np.repeat(np.asarray(ratios, float), len(scales))
+    each_scale = np.tile(np.asarray(scales, float), len(ratios))
+    half_w = size * each_scale / np.sqrt(each_ratio) / 2
+    half_h = size * each_scale * np.sqrt(each_ratio) / 2
     return np.stack([-half_w, -half_h, half_w, half_h], axis=1).astype("float32")
 
 # %% ../nbs/04a_anchors.ipynb #9b4bd853

@@ -26,7 +26,7 @@ _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 
 # %% ../nbs/90g_model_files.ipynb #5e0b2c08
 def _members(archive):
-    "The members of an open zip archive by name; `ValueError` where they can't be."
+    "The members of an open zip archive by name; `ValueError` where one is wrong."
     members = {}
     for member in archive.infolist():
         if member.filename in members:
@@ -120,7 +120,7 @@ _ANCHORS = {"sizes", "strides", "ratios", "scales"}
 
 
 def _check_layer(settings):
-    "`ValueError` that names the field where a layer's settings are beyond reason."
+    "`ValueError` that names the field where a layer asks for too much."
     repeated = {k: settings[k] for k in _FILTER & set(settings)}
     if repeated:
         HyperParameters().replace(**repeated)
@@ -179,8 +179,8 @@ def check_model_file(
         raise FileNotFoundError(f"there is no model file {path}")
     if not (path.is_file() and zipfile.is_zipfile(path)):
         raise ValueError(
-            f"{path} is not a .keras model file, or only part of one: write one with"
-            " model.save('name.keras')"
+            f"{path} is not a .keras model file, or only part of one: write one"
+            " with model.save('name.keras')"
         )
     try:
         config, stored = _unpack(path)

@@ -53,11 +53,9 @@ class ModelCard(keras.layers.Layer):
             )
         if isinstance(hyperparameters, str):
             hyperparameters = HyperParameters.from_json(hyperparameters)
-        self.hyperparameters, self.class_names, self.format_version = (
-            hyperparameters,
-            list(class_names),
-            format_version,
-        )
+        self.hyperparameters = hyperparameters
+        self.class_names = list(class_names)
+        self.format_version = format_version
 
     def call(self, regression, classification):
         return {
@@ -219,8 +217,8 @@ def read_model(
 
 
 def _reason(error):
-    """Why Keras could not read something, in a line. It wraps the cause in pages of
-    configuration, and says it in its last "Exception encountered: …".
+    """Why Keras could not read something, in a line. It wraps the cause in pages
+    of configuration, and says it in its last "Exception encountered: …".
     """
     said = "Exception encountered: "
     lines = [line for line in str(error).splitlines() if line.strip()]
@@ -246,7 +244,7 @@ def _check_finite(model, path):
 # %% ../nbs/03c_retinanet.ipynb #5e0b3c03
 def _check_coding(path, theirs, mine):
     """`ValueError` where the hyperparameters `theirs`, of the file, mean something
-    else by the same numbers than `mine`.
+    else by the same weights than `mine`.
     """
     for name in ("anchors", "box_std"):
         if getattr(theirs, name) != getattr(mine, name):
@@ -260,8 +258,8 @@ def _check_coding(path, theirs, mine):
 
 
 def _class_order(theirs, mine):
-    """For each class of `mine` its place among `theirs`; None where they are other
-    classes.
+    """For each class of `mine` its place among `theirs`; None where they are
+    other classes.
     """
     in_order = list(range(len(mine)))
     if len(theirs) != len(mine):
@@ -274,7 +272,7 @@ def _class_order(theirs, mine):
 
 
 def _sorted_rows(rows, order):
-    """The last classification weights (…, A·K), which list the classes of one anchor
+    """The last classification weights (…, A·K), which list an anchor's classes one
     after the other, with the classes in another order.
     """
     rows = ops.convert_to_numpy(rows)
@@ -337,7 +335,7 @@ def _load_keras(model, path):
     if wrong:
         raise _misfit(
             path,
-            f"{len(wrong)} of {len(fits)} weights differ, the first is {wrong[0]}",
+            f"{len(wrong)} of {len(fits)} weights differ, first of all {wrong[0]}",
         )
     fresh = []
     for v in model.weights:
@@ -386,7 +384,7 @@ def _load_h5(model, path):
         raise _misfit(path, f"{len(skipped)} layers differ, one is {min(others)}")
     _check_finite(model, path)
     print(
-        f"{path.name}: it holds weights only; that anchors, box_std and the order of"
-        " classes are those it was trained with is taken on trust"
+        f"{path.name}: it holds weights only; that anchors, box_std and the order"
+        " of classes are those it was trained with is taken on trust"
     )
     return sorted(skipped)

@@ -140,8 +140,8 @@ def _settings(model, class_names, **given):
 
 # %% ../nbs/04d_retinanet_box.ipynb #5e0b4d05
 def _stages(images, outputs, h, class_specific_filter, nms):
-    """Boxes, scores and labels, symbolic, from symbolic pictures and the outputs of
-    a training model with the hyperparameters `h`.
+    """Boxes, scores and labels, symbolic, from symbolic pictures and the outputs
+    of a training model with the hyperparameters `h`.
     """
     anchors = Anchors(h.anchors, name="anchors")(images)
     boxes = RegressBoxes(h.box_std, name="boxes")(
@@ -285,7 +285,7 @@ def _as_picture(
         raise ValueError(f"a picture must hold numbers 0…255, not {image.dtype}")
     return image.astype(np.float32)
 
-
+# %% ../nbs/04d_retinanet_box.ipynb #5e0b4d0c
 def detect(
     detector,  # of retinanet_box or load_detector
     # (H, W, 3) RGB 0…255, or a list of such pictures of any sizes

@@ -32,15 +32,10 @@ def match_anchors(
     2015), section 3.1.2.
     """
     iou = ops.where(valid[:, None], iou, -1.0)
-    best, best_iou = (
-        ops.cast(ops.argmax(iou, axis=-1), "int32"),
-        ops.max(iou, axis=-1),
-    )
-    matched = ops.where(
-        best_iou >= positive_overlap,
-        best,
-        ops.where(best_iou < negative_overlap, BACKGROUND, IGNORED),
-    )
+    best = ops.cast(ops.argmax(iou, axis=-1), "int32")
+    best_iou = ops.max(iou, axis=-1)
+    nobody = ops.where(best_iou < negative_overlap, BACKGROUND, IGNORED)
+    matched = ops.where(best_iou >= positive_overlap, best, nobody)
     if not force_match:
         return matched
     # (B, M)
