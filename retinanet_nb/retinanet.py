@@ -243,8 +243,8 @@ def _check_finite(model, path):
 
 # %% ../nbs/03c_retinanet.ipynb #5e0b3c03
 def _check_coding(path, theirs, mine):
-    """`ValueError` where the hyperparameters `theirs`, of the file, mean something
-    else by the same weights than `mine`.
+    """`ValueError` where `theirs`, the file's hyperparameters, mean something else
+    by the same weights than `mine`.
     """
     for name in ("anchors", "box_std"):
         if getattr(theirs, name) != getattr(mine, name):
@@ -272,8 +272,8 @@ def _class_order(theirs, mine):
 
 
 def _sorted_rows(rows, order):
-    """The last classification weights (…, A·K), which list an anchor's classes one
-    after the other, with the classes in another order.
+    """The last classification weights (…, A·K), in which an anchor's classes stand
+    one after the other, with the classes in another order.
     """
     rows = ops.convert_to_numpy(rows)
     apart = rows.reshape(*rows.shape[:-1], -1, len(order))
@@ -335,7 +335,7 @@ def _load_keras(model, path):
     if wrong:
         raise _misfit(
             path,
-            f"{len(wrong)} of {len(fits)} weights differ, first of all {wrong[0]}",
+            f"{len(wrong)} of {len(fits)} weights differ, first {wrong[0]}",
         )
     fresh = []
     for v in model.weights:
