@@ -83,7 +83,9 @@ def test_nbdev_reads_the_settings():
 
 
 def test_pytorch_is_what_ci_runs():
-    assert re.search(r'^export TORCH="\$\{TORCH-torch==[\d.]+\}"$', (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert re.search(
+        r'^export TORCH="\$\{TORCH-torch==[\d.]+\}"$', (ROOT / ".ci/run").read_text(), re.MULTILINE
+    )
     workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]
     assert workflow["env"]["TORCH"].endswith("+cpu")  # not gigabytes for graphics cards
     assert {"3.11", "3.13"} <= set(workflow["strategy"]["matrix"]["python-version"])
