@@ -99,7 +99,7 @@ def _fetch(x, at):
         ops.cast(-1, x.dtype),
     )
 
-
+# %% ../nbs/04c_filtering.ipynb #7cf0daa7
 def filter_detections(
     boxes,  # (B, N, 4) pixels
     scores,  # (B, N, K) in 0…1

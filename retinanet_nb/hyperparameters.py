@@ -91,34 +91,18 @@ class AnchorParameters:
     "Anchors".
     """
 
-    sizes: tuple = (
-        32,
-        64,
-        128,
-        256,
-        512,
-    )  # side of the square anchor of scale 1, in pixels, P3…P7
-    strides: tuple = (
-        8,
-        16,
-        32,
-        64,
-        128,
-    )  # distance of neighbouring cells, in pixels, P3…P7
+    # side of the square anchor of scale 1, in pixels, P3…P7
+    sizes: tuple = (32, 64, 128, 256, 512)
+    # distance of neighbouring cells, in pixels, P3…P7
+    strides: tuple = (8, 16, 32, 64, 128)
     ratios: tuple = (0.5, 1, 2)  # height / width
-    scales: tuple = (
-        1,
-        2 ** (1 / 3),
-        2 ** (2 / 3),
-    )  # three to the octave between one level's size and the next
+    # three to the octave between one level's size and the next
+    scales: tuple = (1, 2 ** (1 / 3), 2 ** (2 / 3))
 
     def __post_init__(self):
         for name in ("sizes", "strides", "ratios", "scales"):
-            object.__setattr__(
-                self,
-                name,
-                _numbers(f"AnchorParameters.{name}", getattr(self, name)),
-            )
+            checked = _numbers(f"AnchorParameters.{name}", getattr(self, name))
+            object.__setattr__(self, name, checked)
         if len(self.sizes) != 5 or self.strides != (8, 16, 32, 64, 128):
             raise ValueError(
                 "AnchorParameters needs five sizes and the strides (8, 16, 32,"
@@ -435,6 +419,8 @@ def _check_together(h):
     raise ValueError(f"HyperParameters.{name} must be {wanted}, not {value!r}")
 
 # %% ../nbs/01_hyperparameters.ipynb #1828724d
+#| code-fold: true
+#| code-summary: "The presets"
 PRESETS = {
     # The system as documented: ImageNet backbone, Adam at 1e-5.
     "documented": HyperParameters(weights="imagenet", freeze_batch_norm=True),
@@ -511,9 +497,11 @@ def preset(
       minutes: VOC07 mAP 0.865 on 300 others.
     - `from-scratch`: `retinanet_train bccd --preset from-scratch --image_size
       240x320 --anchor_sizes 16,32,64,128,256`. 292 pictures of blood cells, 20
-      epochs, 78 minutes of processor time: COCO AP 0.529, AP50 0.857 on 72 others.
+      epochs, 78 minutes of processor time: COCO AP 0.529, AP50 0.857 on 72
+      others.
     - `fine-tune`: `retinanet_train DATA --preset fine-tune --weights
-      detector.keras`. A few epochs of a run from scratch; the result is the data's.
+      detector.keras`. A few epochs of a run from scratch; the result is the
+      data's.
     - `documented`: `retinanet_train VOC2007 --split trainval --val_split test
       --preset documented`. Wants a graphics card and the ImageNet weights; not
       measured.

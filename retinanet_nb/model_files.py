@@ -46,7 +46,7 @@ def _members(archive):
         raise ValueError(f"its {_CONFIG} is larger than 64 MB")
     return members
 
-
+# %% ../nbs/90g_model_files.ipynb #e444b3c6
 def _unpack(path):
     """`(configuration, bytes of weights)` of the archive `path`, every checksum
     compared; `ValueError` says what is wrong.
@@ -90,7 +90,7 @@ def _dictionaries(config):
             continue
         rest.extend((v, depth + 1) for v in inner)
 
-
+# %% ../nbs/90g_model_files.ipynb #13b154ed
 def _card(settings):
     """`(hyperparameters, class names)` of a card's configuration; `ValueError`
     names the field.
@@ -194,7 +194,7 @@ def check_model_file(
             f"{path} is not a model file that can be read: {_short(reason, 300)}"
         ) from error
 
-
+# %% ../nbs/90g_model_files.ipynb #b6689c31
 def _check_config(config, weights):
     "The cards in a configuration whose file holds so many `weights`."
     cards, layers = {}, []
@@ -249,7 +249,7 @@ def architecture_of(
     hyperparameters = hyperparameters_of(path)
     return {name: getattr(hyperparameters, name) for name in ARCHITECTURE}
 
-
+# %% ../nbs/90g_model_files.ipynb #64bdb62c
 def _first_card(path):
     "Hyperparameters and class names of a file's training model."
     path = Path(path)
