@@ -685,6 +685,36 @@ def read_image(
     return image
 
 # %% ../nbs/00a_pictures.ipynb #5b9295ec
+def _check_rgb(image):
+    "Raise `TypeError` unless `image` is (height, width, 3) uint8."
+    if not isinstance(image, np.ndarray):
+        what = f"a(n) {type(image).__name__}"
+    elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        what = f"a(n) {image.dtype} array of shape {image.shape}"
+    else:
+        return
+    raise TypeError(
+        "a picture must be a uint8 array of shape (height, width, 3), RGB; this"
+        f" is {what}"
+    )
+
+
+def _encode(image, suffix, quality=92):
+    "A picture as the bytes of a file with this suffix."
+    _check_rgb(image)
+    jpeg = suffix.lower() in (".jpg", ".jpeg")
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if jpeg else []
+    try:
+        ok, data = cv2.imencode(
+            suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options
+        )
+    except cv2.error:
+        ok = False
+    if not ok:
+        raise ValueError(f"no format for the suffix {suffix!r}; use .jpg or .png")
+    return data.tobytes()
+
+
 def write_image(
     path: str | Path,  # where to; the suffix chooses the format: .jpg, .png, …
     image: np.ndarray,  # (height, width, 3) uint8, RGB
@@ -696,45 +726,11 @@ def write_image(
     uint8 RGB, `ValueError` for an unknown suffix.
     """
     path = Path(path)
-    _check_rgb(image)
-    options = (
-        [cv2.IMWRITE_JPEG_QUALITY, quality]
-        if path.suffix.lower() in (".jpg", ".jpeg")
-        else []
-    )
     try:
-        ok, data = cv2.imencode(
-            path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options
-        )
-    except cv2.error:
-        ok = False
-    if not ok:
-        raise ValueError(
-            f"{path.name}: no format for the suffix {path.suffix!r}; use .jpg or"
-            " .png"
-        )
-    return save_atomically(
-        path, lambda beside: beside.write_bytes(data.tobytes())
-    )
-
-
-def _check_rgb(image):
-    "Raise `TypeError` unless `image` is (height, width, 3) uint8."
-    if not (
-        isinstance(image, np.ndarray)
-        and image.dtype == np.uint8
-        and image.ndim == 3
-        and image.shape[2] == 3
-    ):
-        what = (
-            f"{image.dtype} array of shape {image.shape}"
-            if isinstance(image, np.ndarray)
-            else type(image).__name__
-        )
-        raise TypeError(
-            "a picture must be a uint8 array of shape (height, width, 3), RGB;"
-            f" this is a(n) {what}"
-        )
+        data = _encode(image, path.suffix, quality)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return save_atomically(path, lambda beside: beside.write_bytes(data))
 
 # %% ../nbs/00a_pictures.ipynb #bc8c50c5
 @dataclass(frozen=True)
