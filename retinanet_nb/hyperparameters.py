@@ -125,6 +125,11 @@ class AnchorParameters:
                 f" 64, 128) of P3…P7, not sizes={self.sizes} and"
                 f" strides={self.strides}"
             )
+        if self.num_anchors > 256:
+            raise ValueError(
+                "AnchorParameters allows 256 anchors a cell, not the"
+                f" {len(self.ratios)} × {len(self.scales)} of its ratios and scales"
+            )
 
     @property
     def num_anchors(self) -> int:
@@ -168,8 +173,8 @@ def _fits(value):
 
 # %% ../nbs/01_hyperparameters.ipynb #5e0b1c02
 _LIMITS = {
-    "feature_size": ("at least", 1),
-    "subnet_depth": ("at least", 0),
+    "feature_size": ("at least", 1, "at most", 4096),
+    "subnet_depth": ("at least", 0, "at most", 64),
     "prior_probability": ("above", 0, "below", 1),
     "batch_norm_momentum": ("at least", 0, "below", 1),
     "positive_overlap": ("above", 0, "at most", 1),
@@ -180,8 +185,8 @@ _LIMITS = {
     "box_loss_weight": ("at least", 0),
     "score_threshold": ("at least", 0, "below", 1),
     "nms_threshold": ("at least", 0, "at most", 1),
-    "pre_nms_top_k": ("at least", 1),
-    "max_detections": ("at least", 1),
+    "pre_nms_top_k": ("at least", 1, "at most", 100_000),
+    "max_detections": ("at least", 1, "at most", 10_000),
     "learning_rate": ("above", 0),
     "weight_decay": ("at least", 0),
     "clip_norm": ("above", 0),
@@ -416,8 +421,8 @@ class HyperParameters(_Settings):
 # %% ../nbs/01_hyperparameters.ipynb #5e0b1c0e
 def _check_together(h):
     "`ValueError` where fields of `h` contradict each other."
-    if not all(isinstance(v, int) for v in h.image_size):
-        wanted = "two whole numbers of pixels, (height, width)"
+    if not all(isinstance(v, int) and v <= 32_768 for v in h.image_size):
+        wanted = "two whole numbers of pixels, at most 32768, (height, width)"
         name, value = "image_size", h.image_size
     elif h.negative_overlap > h.positive_overlap:
         wanted = f"at most positive_overlap, {h.positive_overlap}"

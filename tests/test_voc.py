@@ -304,7 +304,7 @@ def test_a_cut_thumbnail_is_no_end(voc):
 def test_no_picture_at_all(voc):
     voc.add("a", xml(obj()), picture=None).add("b", xml(obj()))
     (voc.root / "JPEGImages/a.jpg").write_text("this is text")
-    assert "not a picture" in voc.read().report.refused[0][1]
+    assert "a.jpg cannot be decoded as a picture" in voc.read().report.refused[0][1]
 
 
 def test_missing_halves(voc):
