@@ -437,7 +437,10 @@ def _read_with_pillow(file, path):
         if re.match(begin, head, re.DOTALL):
             break
     else:
-        raise _undecodable(path)
+        raise ValueError(
+            f"{path} is not a picture that can be read; JPEG, PNG, WebP, TIFF,"
+            " BMP and GIF files can"
+        )
     try:
         try:
             return reader(file)
@@ -451,14 +454,13 @@ def _read_with_pillow(file, path):
 
 def _undecodable(
     path: Path,  # the file
-    error: Exception = None,  # what a decoder said
+    error,  # what a decoder said
 ) -> ValueError:  # to be raised
-    "The error for a file that is no picture, or a damaged one."
-    reason = " ".join(str(error).split())[:160] if error else ""
-    said = f" ({reason})" if reason else ""
+    "The error for a file that begins like a picture and is damaged."
+    reason = " ".join(str(error).split())[:160]
     return ValueError(
-        f"{path} cannot be decoded as a picture{said}; whole JPEG, PNG, WebP,"
-        " TIFF, BMP and GIF files can"
+        f"{path} cannot be decoded ({reason}); the file is damaged, or of a rare"
+        " kind: save it as an ordinary JPEG or PNG"
     )
 
 
@@ -467,12 +469,19 @@ def _check_kind(
     path: Path,  # its file, for the message
 ):
     "Raise `ValueError` for numbers that are not brightness or colour."
-    if picture.mode not in _KINDS:
+    if picture.mode in ("F", "I"):
         what = {"F": "floating-point numbers", "I": "32-bit integers"}
         raise ValueError(
-            f"{path} holds {what.get(picture.mode, picture.mode)}, and nobody"
-            " says which of them is white: save it with 8 or 16 bits a channel"
+            f"{path} holds {what[picture.mode]}, and nobody says which of them"
+            " is white: save it with 8 or 16 bits a channel"
         )
+    if picture.mode not in _KINDS:
+        raise _undecodable(path, f"its colours are of the kind {picture.mode}")
+    if isinstance(picture, TiffImageFile) and picture.mode != "L":
+        tags = picture.tag_v2
+        # Pillow and OpenCV both mix up its colours
+        if tags.get(284, 1) == 2 and tags.get(258, (8,))[0] == 16:
+            raise _undecodable(path, "each 16-bit colour has a plane of its own")
 
 # %% ../nbs/00a_pictures.ipynb #9447ad2b
 def read_header(
@@ -583,11 +592,34 @@ def _is_deep(
     "Whether a picture's colours have 16 bits, which Pillow would cut."
     if isinstance(picture, PngImageFile):
         return data[24] == 16
-    return picture.mode.startswith("I;16") or (
-        isinstance(picture, TiffImageFile)
-        and picture.mode in ("RGB", "RGBA", "RGBX")
+    return isinstance(picture, TiffImageFile) and (
+        picture.mode.startswith("I;16")
+        or picture.mode in ("RGB", "RGBA", "RGBX")
         and picture.tag_v2.get(258, (8,))[0] == 16
     )
+
+
+def _deep_numbers(
+    picture,  # opened by Pillow
+    data: bytes,  # its file
+    bits: int,  # of each number
+) -> np.ndarray:  # (height, width, 1, 3 or 4) uint16, RGB
+    "The numbers of a picture of 16 bits a channel, as they stand in its file."
+    if isinstance(picture, TiffImageFile) and picture.mode.startswith("I;16"):
+        grey = np.array(picture, np.uint16)[..., None]
+        zero_is_white = picture.tag_v2.get(262) == 0
+        return (1 << bits) - 1 - grey if zero_is_white else grey
+    deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if deep is None or deep.dtype != np.uint16:
+        raise ValueError("its pixels could not be decoded")
+    deep = deep.reshape(*deep.shape[:2], -1)
+    if deep.shape[2] == 4 and not picture.has_transparency_data:
+        deep = deep[..., :3]  # a fourth number without a meaning
+    if deep.shape[2] >= 3:
+        deep[..., :3] = deep[..., 2::-1]  # OpenCV's order is blue, green, red
+    elif isinstance(clear := picture.info.get("transparency"), int):
+        deep[deep == clear] = 65535  # this grey is transparent: show white
+    return deep
 
 
 def _deep_pixels(
@@ -597,21 +629,9 @@ def _deep_pixels(
 ) -> np.ndarray:  # (height, width, 3) uint8
     "The pixels of a picture of 16 bits a channel."
     bits = _stated_bits(picture, data)
-    if picture.mode.startswith("I;16") and isinstance(picture, TiffImageFile):
-        reverse = picture.tag_v2.get(262) == 0  # zero is white
-        deep = np.array(picture, np.uint16)[..., None]
-        if reverse:
-            deep = (1 << bits) - 1 - deep
-    else:
-        deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if deep is None or deep.dtype != np.uint16:
-            raise ValueError("its pixels could not be decoded")
-        deep = deep.reshape(*deep.shape[:2], -1)
-        if deep.shape[2] >= 3:
-            deep[..., :3] = deep[..., 2::-1]  # OpenCV's order is blue, green, red
-    light = _to_eight_bits(deep, bits, path)
+    light = _to_eight_bits(_deep_numbers(picture, data, bits), bits, path)
     if light.shape[2] == 1:
-        light = np.repeat(light, 3, axis=2)
+        return np.repeat(light, 3, axis=2)
     if light.shape[2] == 3:
         return light
     image = np.empty((*light.shape[:2], 3), np.uint8)

@@ -1203,9 +1203,10 @@ def out_of_memory(
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"ResourceExhaustedError", "OutOfMemoryError"}:
         return True
-    words = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")
+    words = ("resource_exhausted", "out of memory", "t allocate memory")
+    text = str(error).lower()
     return isinstance(error, (RuntimeError, OSError)) and any(
-        word in str(error) for word in words
+        word in text for word in words
     )
 
 
