@@ -61,24 +61,14 @@ class _Total(keras.losses.Loss):
     def call(self, y_true, y_pred):
         return ops.reshape(y_pred, (1,))
 
-
-@keras.saving.register_keras_serializable("retinanet_nb")
-class RetinaNetTrainer(keras.Model):
-    """A training model with its losses: batches of `train_generator` go in, `fit`
-    does the rest.
-
-    The call is that of `model`: pictures (B, H, W, 3) → `{"regression": (B, N,
-    4), "classification": (B, N, K)}`. Targets are assigned inside the step, on
-    the accelerator, from the few boxes of each picture. Reported beside `loss`:
-    `classification` (focal) and `box` (smooth L1), each the mean of the epoch so
-    far.
-    """
+# %% ../nbs/07b_training.ipynb #e0b35c1f
+class _DetectionLosses(keras.Model):
+    "A model with its two losses; `RetinaNetTrainer` makes a trainer of it."
 
     def __init__(
         self,
         model: keras.Model,  # of retinanet_model
-        # None: those that the model carries
-        hyperparameters: HyperParameters | None = None,
+        hyperparameters=None,  # None: those that the model carries
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -103,8 +93,9 @@ class RetinaNetTrainer(keras.Model):
     ) -> tuple:  # (classification, box), two scalars
         "The two losses of a batch."
         h = self.hyperparameters
+        anchors = anchors_for_shape(ops.shape(images)[1:3], h.anchors)
         deltas, classes = assign_targets(
-            anchors_for_shape(ops.shape(images)[1:3], h.anchors),
+            anchors,
             truth["boxes"],
             truth["labels"],
             h.negative_overlap,
@@ -112,9 +103,21 @@ class RetinaNetTrainer(keras.Model):
             h.force_match,
             h.box_std,
         )
-        classification = self.focal_loss(classes, outputs["classification"])
         box = self.smooth_l1_loss(classes, deltas, outputs["regression"])
-        return classification, box
+        return self.focal_loss(classes, outputs["classification"]), box
+
+# %% ../nbs/07b_training.ipynb #d94e61b7
+@keras.saving.register_keras_serializable("retinanet_nb")
+class RetinaNetTrainer(_DetectionLosses):
+    """A training model with its losses: batches of `train_generator` go in, `fit`
+    does the rest.
+
+    The call is that of `model`: pictures (B, H, W, 3) → `{"regression": (B, N,
+    4), "classification": (B, N, K)}`. Targets are assigned inside the step, on
+    the accelerator, from the few boxes of each picture. Reported beside `loss`:
+    `classification` (focal) and `box` (smooth L1), each the mean of the epoch so
+    far.
+    """
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -339,14 +342,50 @@ def _thin(states, newest):
         # first out of sight: deleting takes a moment
         shutil.rmtree(old.rename(old.with_name(f".{old.name}")))
 
+
+def _write_whole(target, trainer, state):
+    "Write a state under another name, and rename it when it is on disk."
+    beside = target.with_name(f".{target.name}")
+    _sweep(target.parent)
+    try:
+        beside.mkdir(parents=True)
+        sync(target.parent.parent)
+        _write_state(beside, trainer, state)
+        sync(beside)
+        if target.exists():  # unreadable, else it would not be made again
+            shutil.rmtree(target)
+        beside.rename(target)
+        sync(target.parent)
+    except OSError as error:
+        raise _told(error, target) from error
+    return target
+
+# %% ../nbs/07b_training.ipynb #0c6e93f5
+def _first_readable(folders, trainer):
+    "The first state that can be read, put into `trainer`; `None` of none."
+    failed = []
+    for folder in folders:
+        try:
+            state = _read_state(folder, trainer)
+        except (ValueError, OSError, KeyError) as error:
+            failed.append(f"{folder} cannot be read ({_short(error)})")
+            continue
+        for text in failed:
+            print(f"{text}: going on from {folder.name}", file=sys.stderr)
+        return state
+    if failed:
+        raise ValueError(
+            f"{'; '.join(failed)}: no state to go on from is left. Begin"
+            " another run, for example with weights of this one's last.keras"
+        )
+    return None
+
 # %% ../nbs/07b_training.ipynb #7ad2905e
 class Checkpoint:
     """The two newest states of a run, each a folder in `checkpoints`:
     `epoch-0007` after a complete epoch, `epoch-0007-step-000120` inside the next.
 
-    A state holds the weights with the optimizer's (`state.weights.h5`), random
-    states and means (`state.npz`), and history, position and checksums
-    (`state.json`). Folders of other names are left alone.
+    Folders of other names are left alone.
     """
 
     def __init__(
@@ -371,20 +410,7 @@ class Checkpoint:
         state: State,  # where the run stands
     ) -> Path:  # the state's folder
         "Keep a state; when this returns, no power cut can take it away."
-        target = self.folder / state.name
-        beside = target.with_name(f".{target.name}")
-        _sweep(self.folder)
-        try:
-            beside.mkdir(parents=True)
-            sync(self.folder.parent)
-            _write_state(beside, trainer, state)
-            sync(beside)
-            if target.exists():  # unreadable, else it would not be made again
-                shutil.rmtree(target)
-            beside.rename(target)
-            sync(self.folder)
-        except OSError as error:
-            raise _told(error, target) from error
+        target = _write_whole(self.folder / state.name, trainer, state)
         _thin(self.states(), target)
         return target
 
@@ -399,26 +425,10 @@ class Checkpoint:
     ) -> State | None:  # None where there is no state
         """Put the newest state that can be read into `trainer`.
 
-        Says so where it is not the newest one. Raises `ValueError` where none can
-        be read.
+        Says so where an older one is taken. Raises `ValueError` where all are bad.
         """
         trainer.optimizer.build(trainer.trainable_variables)
-        failed = []
-        for folder in self.states():
-            try:
-                state = _read_state(folder, trainer)
-            except (ValueError, OSError, KeyError) as error:
-                failed.append(f"{folder} cannot be read ({_short(error)})")
-                continue
-            for text in failed:
-                print(f"{text}: going on from {folder.name}", file=sys.stderr)
-            return state
-        if failed:
-            raise ValueError(
-                f"{'; '.join(failed)}: no state to go on from is left. Begin another"
-                " run, for example with weights of this one's last.keras"
-            )
-        return None
+        return _first_readable(self.states(), trainer)
 
 # %% ../nbs/07b_training.ipynb #b80c54e9
 class Stopped(KeyboardInterrupt):
@@ -428,7 +438,7 @@ class Stopped(KeyboardInterrupt):
         super().__init__()
         self.number = int(number)
 
-
+# %% ../nbs/07b_training.ipynb #57f1c2de
 class _Signals:
     "Inside the `with` block, a first Ctrl-C or SIGTERM waits until `obey`."
 
@@ -677,6 +687,26 @@ class _Publisher:
         history[-1][_measure(h)] = finite(score)
         return score
 
+# %% ../nbs/07b_training.ipynb #6a1db8f4
+def _spent(books):
+    "Seconds of this epoch, also before an interruption, and the share waiting."
+    now, before = time.monotonic() - books.started, books.state.seconds
+    waited = books.generator.waiting * now + books.state.waiting * before
+    return now + before, waited / max(now + before, 1e-9)
+
+
+def _entry(books, epoch, logs):
+    "What the history says about an epoch."
+    seconds, waiting = _spent(books)
+    entry = {
+        "epoch": epoch + 1,
+        **{k: float(v) for k, v in logs.items()},
+        "learning_rate": float(books.model.optimizer.learning_rate),
+        "seconds": round(seconds, 2),
+        "waiting": round(waiting, 3),
+    }
+    return finite(entry)
+
 # %% ../nbs/07b_training.ipynb #8a6f2e05
 class _Bookkeeping(keras.callbacks.Callback):
     "After every epoch: the state to resume from, then all that follows from it."
@@ -698,7 +728,7 @@ class _Bookkeeping(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         h = self.model.hyperparameters
-        history = [*self.state.history, self.entry(epoch, logs)]
+        history = [*self.state.history, _entry(self, epoch, logs)]
         self.state = State(epoch + 1, history=history, kept=False)
         self.checkpoint.save(self.model, self.state)
         score = self.publisher.publish(self.model, self.state)
@@ -711,24 +741,6 @@ class _Bookkeeping(keras.callbacks.Callback):
         # fit puts the average into the weights when it ends
         self.learning = _copied(self.model.model)
         self.signals.obey()
-
-    def entry(self, epoch, logs):
-        "What the history says about an epoch."
-        seconds, waiting = self.spent()
-        entry = {
-            "epoch": epoch + 1,
-            **{k: float(v) for k, v in logs.items()},
-            "learning_rate": float(self.model.optimizer.learning_rate),
-            "seconds": round(seconds, 2),
-            "waiting": round(waiting, 3),
-        }
-        return finite(entry)
-
-    def spent(self):
-        "Seconds of this epoch, also before an interruption, and the share waiting."
-        now, before = time.monotonic() - self.started, self.state.seconds
-        waited = self.generator.waiting * now + self.state.waiting * before
-        return now + before, waited / max(now + before, 1e-9)
 
 # %% ../nbs/07b_training.ipynb #e7318ab2
 class _Steps(keras.callbacks.Callback):
@@ -755,7 +767,7 @@ class _Steps(keras.callbacks.Callback):
         "Write the state in the middle of the epoch."
         books = self.books
         _check_weights(books.model, f"{books.state.step} steps of this epoch")
-        seconds, waiting = books.spent()
+        seconds, waiting = _spent(books)
         state = State(
             books.state.epoch,
             books.state.step,
@@ -766,7 +778,7 @@ class _Steps(keras.callbacks.Callback):
         books.checkpoint.save(books.model, state)
         books.written = time.monotonic()
 
-
+# %% ../nbs/07b_training.ipynb #4f0c6b9a
 def _say(history, h):
     "A line about the last epoch, and one where it was the last of all."
     silent = ("epoch", "seconds", "learning_rate", "waiting")
@@ -864,6 +876,8 @@ class _Options:
             _tensorboard("")
 
 # %% ../nbs/07b_training.ipynb #ac71f6e3
+#| code-fold: true
+#| code-summary: "TensorBoard, or a sentence"
 def _tensorboard(folder):
     "Keras's TensorBoard callback, or an `ImportError` that says what is missing."
     try:
@@ -880,7 +894,7 @@ def _tensorboard(folder):
         log_dir=str(Path(folder) / "tensorboard"), write_graph=False
     )
 
-
+# %% ../nbs/07b_training.ipynb #20b6fd98
 def _check_dataset(dataset, purpose):
     "Raise `TypeError` or `ValueError` where `dataset` cannot be used."
     needed = ("class_names", "__len__", "__getitem__")
@@ -900,7 +914,7 @@ def _check_dataset(dataset, purpose):
                 " names"
             )
 
-
+# %% ../nbs/07b_training.ipynb #3e97a0c5
 def _check_validation(validation, names):
     "Raise `ValueError` where the pictures to measure on would fail later."
     _check_dataset(validation, "validation")
@@ -948,7 +962,9 @@ def _config(dataset, hyperparameters, validation, about):
         **(about or {}),
     }
 
-
+# %% ../nbs/07b_training.ipynb #8bf2c06d
+#| code-fold: true
+#| code-summary: "config.json, checked"
 def _read_config(file):
     "The `config.json` of a run. Raises `ValueError` where it is none."
     config = read_json(file)
@@ -1004,7 +1020,7 @@ def _check_same_run(folder, before, now):
             " choose another folder"
         )
 
-
+# %% ../nbs/07b_training.ipynb #9c3a1e70
 def _refuse_run(folder):
     "Raise `ValueError` where a folder for a new run holds one."
     if _is_run(folder):
@@ -1048,7 +1064,7 @@ def _folder(run, resume):
         )
     return folder
 
-
+# %% ../nbs/07b_training.ipynb #95c0d7ae
 @contextmanager
 def _own_folder(run, resume, config, about):
     """Claim the folder of a run and write its `config.json`.
@@ -1119,7 +1135,7 @@ class Run:
             f" run={str(self.folder)!r}, resume=True)"
         )
 
-
+# %% ../nbs/07b_training.ipynb #fa5e21c8
 class Terminated(SystemExit):
     """Raised by `train` after SIGTERM, when everything is written: the process is
     to end, with status 143. `run` is what `train` would have returned.
@@ -1193,7 +1209,7 @@ class _Rest(keras.utils.PyDataset):
     def on_epoch_end(self):
         self.generator.on_epoch_end()
 
-
+# %% ../nbs/07b_training.ipynb #c82b5e17
 def out_of_memory(
     error: BaseException,  # whatever was raised
 ) -> bool:
@@ -1255,7 +1271,7 @@ def _fit(books, callbacks):
                 callback.bar.close()
     return None
 
-
+# %% ../nbs/07b_training.ipynb #a67f3c0e
 def _fit_parts(books, callbacks):
     "What is left of the last epoch, and the epochs after it."
     trainer, generator, h = (
@@ -1300,7 +1316,7 @@ def _finish(books, stopped):
         model, state.history, mine.folder, detector, interrupted, state.step
     )
 
-
+# %% ../nbs/07b_training.ipynb #5ee0a9b2
 def _say_stopped(run, books):
     "What a person who stopped a run wants to know."
     step = f" and {run.step} of {len(books.generator)} steps of the next"
@@ -1316,7 +1332,28 @@ def _say_stopped(run, books):
             "no detector was written, for no epoch is complete", file=sys.stderr
         )
 
+# %% ../nbs/07b_training.ipynb #c1b7e8d0
+def _train(dataset, h, run, resume, callbacks, about, options, hint):
+    "A run with options that are checked: what stopped it, if anything, and it."
+    _check_dataset(dataset, "training")
+    names, validation = list(dataset.class_names), options.validation
+    if validation is not None:
+        _check_validation(validation, names)
+    config = _config(dataset, h, validation, about)
+    with _own_folder(run, resume, config, about) as mine, _enough_memory(h):
+        generator = train_generator(dataset, h, workers=options.workers)
+        checkpoint = Checkpoint(mine.folder)
+        trainer, state = _set_up(names, h, generator, checkpoint, resume)
+        books = _Bookkeeping(mine, trainer, generator, state, options)
+        stopped = _fit(books, callbacks)
+        result = _finish(books, stopped)
+    if result.interrupted and hint:
+        _say_stopped(result, books)
+    return stopped, result
+
 # %% ../nbs/07b_training.ipynb #43be8f0d
+#| code-fold: true
+#| code-summary: "train: every argument, and what it raises"
 def train(
     dataset,  # a sequence of Record with .class_names
     hyperparameters: HyperParameters,  # of the network and of its training
@@ -1356,7 +1393,6 @@ def train(
     where another process trains in that folder; `FloatingPointError` when the
     loss isn't finite, naming the pictures; `MemoryError` with a way out.
     """
-    h, names = hyperparameters, list(getattr(dataset, "class_names", ()))
     options = _Options(
         validation,
         validate_every,
@@ -1365,20 +1401,10 @@ def train(
         progress,
         tensorboard,
     )
-    options.check(h)
-    _check_dataset(dataset, "training")
-    if validation is not None:
-        _check_validation(validation, names)
-    config = _config(dataset, h, validation, about)
-    with _own_folder(run, resume, config, about) as mine, _enough_memory(h):
-        generator = train_generator(dataset, h, workers=workers)
-        checkpoint = Checkpoint(mine.folder)
-        trainer, state = _set_up(names, h, generator, checkpoint, resume)
-        books = _Bookkeeping(mine, trainer, generator, state, options)
-        stopped = _fit(books, callbacks)
-        result = _finish(books, stopped)
-    if result.interrupted and hint:
-        _say_stopped(result, books)
+    options.check(hyperparameters)
+    stopped, result = _train(
+        dataset, hyperparameters, run, resume, callbacks, about, options, hint
+    )
     if getattr(stopped, "number", None) == signal.SIGTERM:
         raise Terminated(result)
     return result

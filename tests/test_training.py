@@ -444,7 +444,7 @@ def test_time_and_waiting_of_an_interrupted_epoch_add_up(monkeypatch):
     books = SimpleNamespace(
         started=100.0, state=State(seconds=12.0, waiting=0.5), generator=SimpleNamespace(waiting=0.1)
     )
-    seconds, waiting = training._Bookkeeping.spent(books)
+    seconds, waiting = training._spent(books)
     assert seconds == 16 and abs(waiting - (0.5 * 12 + 0.1 * 4) / 16) < 1e-12
 
 
