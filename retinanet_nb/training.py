@@ -384,8 +384,6 @@ def _first_readable(folders, trainer):
 class Checkpoint:
     """The two newest states of a run, each a folder in `checkpoints`:
     `epoch-0007` after a complete epoch, `epoch-0007-step-000120` inside the next.
-
-    Folders of other names are left alone.
     """
 
     def __init__(
@@ -396,9 +394,8 @@ class Checkpoint:
 
     def states(self) -> list:
         "The folders of all states, the newest first."
-        found = self.folder.iterdir() if self.folder.is_dir() else ()
-        ours = [p for p in found if _place(p.name) and p.is_dir()]
-        return sorted(ours, key=_newness, reverse=True)
+        ours = [p for p in self.folder.glob("epoch-*") if _place(p.name)]
+        return sorted(filter(Path.is_dir, ours), key=_newness, reverse=True)
 
     def newest(self) -> Path | None:
         "The folder of the newest state, or `None`."
@@ -417,7 +414,9 @@ class Checkpoint:
     def mark(self, state: State):
         "Note in the newest state that models and measurement are written too."
         file = self.folder / state.name / _STATE
-        write_json(file, {**_described(state), "files": read_json(file)["files"]})
+        if file.exists():  # one of an earlier version has none
+            sums = read_json(file)["files"]
+            write_json(file, {**_described(state), "files": sums})
 
     def load(
         self,

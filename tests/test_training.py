@@ -483,7 +483,8 @@ def test_a_run_of_an_earlier_version_is_resumed(run, data, tmp_path):
     shutil.copytree(run.folder, folder)
     (folder / MANIFEST).unlink()
     state = folder / "checkpoints" / "epoch-0002"
-    (state / "history.json").write_text(json.dumps(run.history))
+    unmeasured = [run.history[0], {k: v for k, v in run.history[1].items() if k != "val_voc07_map"}]
+    (state / "history.json").write_text(json.dumps(unmeasured))
     (state / "state.json").unlink(), (state / "state.npz").unlink()
     shutil.rmtree(folder / "checkpoints" / "epoch-0001")
     sets = VOCDataset(data, "train"), FAST, VOCDataset(data, "val")
