@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .files import write_json
-from .pictures import PALETTE
-from .prediction import Found, predict_dataset
+from .pictures import GREY, PALETTE
+from .prediction import Found, predict
 
 # %% ../nbs/07a_evaluation.ipynb #f304dd28
 def _areas(
@@ -95,9 +95,35 @@ def _numbers(ends):
     return np.repeat(np.arange(len(ends) - 1, dtype=np.int32), np.diff(ends))
 
 
+class _Growing:
+    "An array that grows in place, row by row, so that no second one is needed."
+
+    def __init__(self, shape, dtype=np.float32):
+        self.array, self.length = np.empty((1024, *shape), dtype), 0
+
+    def add(self, rows):
+        "Append rows; float64 among them makes the whole array float64."
+        if rows.dtype != self.array.dtype:
+            wider = np.empty(self.array.shape, np.float64)
+            wider[: self.length] = self.array[: self.length]
+            self.array = wider
+        needed = self.length + len(rows)
+        if needed > len(self.array):
+            self.resize(needed * 5 // 4)
+        self.array[self.length : needed] = rows
+        self.length = needed
+
+    def resize(self, length):
+        self.array.resize((length, *self.array.shape[1:]), refcheck=False)
+
+    def done(self):
+        self.resize(self.length)
+        return self.array
+
+
 def stack_detections(
-    # one entry a picture with .boxes, .scores, .labels, such as Found; an
-    # iterator is used up, so that its entries need not be kept beside the arrays
+    # one entry a picture with .boxes, .scores, .labels, such as Found; any
+    # stream of them
     detections,
     records=(),  # whose picture an error names, where they have an .image
 ) -> Detections:
@@ -109,20 +135,14 @@ def stack_detections(
     """
     if isinstance(detections, Detections):
         return detections
-    rows = [
-        _rows(found, _called(i, records)) for i, found in enumerate(detections)
-    ]
-    ends = np.cumsum([0] + [len(labels) for _, _, labels in rows])
-    kinds = [
-        np.result_type(np.float32, *{r[k].dtype for r in rows}) for k in (0, 1)
-    ]
-    boxes = np.empty((ends[-1], 4), kinds[0])
-    scores = np.empty(ends[-1], kinds[1])
-    labels = np.empty(ends[-1], np.int32)
-    while rows:  # from the end, so that what was copied can go
-        there = slice(ends[len(rows) - 1], ends[len(rows)])
-        boxes[there], scores[there], labels[there] = rows.pop()
-    return Detections(boxes, scores, labels, ends)
+    columns = _Growing((4,)), _Growing(()), _Growing((), np.int32)
+    ends = [0]
+    for i, found in enumerate(detections):
+        rows = _rows(found, _called(i, records))
+        for column, values in zip(columns, rows):
+            column.add(values)
+        ends.append(columns[-1].length)
+    return Detections(*(column.done() for column in columns), np.array(ends))
 
 # %% ../nbs/07a_evaluation.ipynb #1f6a0c04
 @dataclass(frozen=True, eq=False)
@@ -902,7 +922,7 @@ def _plot_curves(report, ax):
         ax = plt.subplots(figsize=(7, 4.2))[1]
     drawn, named = _named(report)
     for k in (*np.setdiff1d(drawn, named), *named):  # the named ones on top
-        style = {"color": "#9aa5b1", "lw": 0.6}
+        style = {"color": GREY, "lw": 0.6}
         if k in named:
             place = int(
                 k if len(drawn) == len(named) else np.flatnonzero(named == k)[0]
@@ -1049,14 +1069,31 @@ def evaluate(
     records = list(dataset)
     objects = stack_objects(records)
     _known(objects, "an object", len(names), records)
-    # an iterator: what stands in the arrays need not be kept beside them
-    found = stack_detections(
-        (
-            d._replace(labels=places[d.labels])
-            for d in predict_dataset(
-                detector, records, batch_size, score_threshold, progress
-            )
-        ),
-        records,
+    stream = predict(
+        detector,
+        [record.image for record in records],
+        min(batch_size, max(1, len(records))),
+        score_threshold,
     )
+    found = stack_detections(_relabelled(stream, places, len(records), progress))
     return evaluate_detections(found, objects, names, iou_threshold, coco)
+
+
+def _relabelled(stream, places, total, progress):
+    """What `predict` yields, with labels of the data set. The error of a picture
+    is raised: an evaluation with pictures missing would not be one.
+    """
+    from tqdm import tqdm
+
+    bar = tqdm(
+        stream,
+        total=total,
+        unit="picture",
+        desc="detecting",
+        disable=not progress,
+    )
+    with bar:
+        for _, found in bar:
+            if isinstance(found, Exception):
+                raise found
+            yield found._replace(labels=places[found.labels])
