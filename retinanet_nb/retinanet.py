@@ -34,8 +34,7 @@ class ModelCard(keras.layers.Layer):
     the model's outputs their names and float32.
 
     `(regression, classification)` → `{"regression": (B, N, 4), "classification":
-    (B, N, K)}`. It has no weights. Raises `ValueError` where the file was written
-    by a newer format.
+    (B, N, K)}`; no weights. Raises `ValueError` for a file of a newer format.
     """
 
     def __init__(
@@ -62,11 +61,10 @@ class ModelCard(keras.layers.Layer):
         return {name: ops.cast(x, "float32") for name, x in outputs.items()}
 
     def compute_output_spec(self, regression, classification):
-        shapes = {
-            "regression": regression.shape,
-            "classification": classification.shape,
+        return {
+            "regression": keras.KerasTensor(regression.shape, "float32"),
+            "classification": keras.KerasTensor(classification.shape, "float32"),
         }
-        return {n: keras.KerasTensor(s, "float32") for n, s in shapes.items()}
 
     def get_config(self):
         return {
