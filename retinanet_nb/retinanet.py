@@ -34,8 +34,7 @@ class ModelCard(keras.layers.Layer):
     the model's outputs their names and float32.
 
     `(regression, classification)` → `{"regression": (B, N, 4), "classification":
-    (B, N, K)}`. It has no weights. Raises `ValueError` where the file was written
-    by a newer format.
+    (B, N, K)}`; no weights. Raises `ValueError` for a file of a newer format.
     """
 
     def __init__(
@@ -62,11 +61,10 @@ class ModelCard(keras.layers.Layer):
         return {name: ops.cast(x, "float32") for name, x in outputs.items()}
 
     def compute_output_spec(self, regression, classification):
-        shapes = {
-            "regression": regression.shape,
-            "classification": classification.shape,
+        return {
+            "regression": keras.KerasTensor(regression.shape, "float32"),
+            "classification": keras.KerasTensor(classification.shape, "float32"),
         }
-        return {n: keras.KerasTensor(s, "float32") for n, s in shapes.items()}
 
     def get_config(self):
         return {
@@ -213,6 +211,7 @@ def read_model(
             f" {_reason(error)}"
         ) from error
     _check_finite(model, path)
+    _check_names(model, path)
     return model
 
 # %% ../nbs/03c_retinanet.ipynb #c172d187
@@ -239,6 +238,20 @@ def _check_finite(model, path):
             f"{path} holds NaN or infinity in {len(wrong)} of its"
             f" {len(model.weights)} weights, first in {wrong[0]}: its training"
             " diverged, or something changed it; take an earlier file"
+        )
+
+
+def _check_names(model, path):
+    "`ValueError` that names the file where a network has more or fewer names."
+    outputs = getattr(model, "output", None)
+    card = model_card(model)
+    if not isinstance(outputs, dict) or card is None:
+        return
+    num_classes = outputs["classification"].shape[-1]
+    if len(card.class_names) != num_classes:
+        raise ValueError(
+            f"{path} has {len(card.class_names)} class_names for a network of"
+            f" {num_classes} classes"
         )
 
 # %% ../nbs/03c_retinanet.ipynb #5e0b3c03
