@@ -10,10 +10,9 @@ __all__ = ['generate_anchors', 'shift', 'anchors_for_shape', 'Anchors']
 #| code-summary: "Imports"
 import dataclasses
 
-import keras
 import numpy as np
-from keras import ops
 
+from .engine import keras, ops
 from .hyperparameters import AnchorParameters
 from .resnet50 import ceil_div
 

@@ -10,8 +10,7 @@ __all__ = ['SCALE_CLAMP', 'overlaps', 'encode_boxes', 'decode_boxes', 'RegressBo
 #| code-summary: "Imports"
 import math
 
-import keras
-from keras import ops
+from .engine import keras, ops
 
 # %% ../nbs/04b_boxes.ipynb #2248d2ff
 def overlaps(

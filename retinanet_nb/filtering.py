@@ -8,10 +8,8 @@ __all__ = ['non_max_suppression', 'filter_detections', 'FilterDetections']
 # %% ../nbs/04c_filtering.ipynb #d866a54d
 #| code-fold: true
 #| code-summary: "Imports"
-import keras
-from keras import ops
-
 from .boxes import overlaps
+from .engine import keras, ops
 
 # %% ../nbs/04c_filtering.ipynb #fec34c9b
 def non_max_suppression(

@@ -8,8 +8,7 @@ __all__ = ['UpsampleLike', 'feature_pyramid']
 # %% ../nbs/03a_fpn.ipynb #393f5132
 #| code-fold: true
 #| code-summary: "Imports"
-import keras
-from keras import ops
+from .engine import keras, ops
 
 # %% ../nbs/03a_fpn.ipynb #b8a231c2
 @keras.saving.register_keras_serializable("retinanet_nb")

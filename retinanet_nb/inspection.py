@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from .hyperparameters import AnchorParameters, HyperParameters
-from .files import save_atomically
-from .pages import Page
+from .files import claim
+from .pages import PAGE_NAMES, PAGE_PATTERNS, Page
 from retinanet_nb.pictures import (
-    IGNORED,
+    GREY,
     INK,
     NEGATIVE,
     PALETTE,
@@ -426,7 +426,7 @@ def draw_reach(
             f"boxes and state must be of one length, not {len(boxes)} and"
             f" {len(state)}"
         )
-    for which, color in ((-1, IGNORED), (1, POSITIVE), (0, NEGATIVE)):
+    for which, color in ((-1, GREY), (1, POSITIVE), (0, NEGATIVE)):
         for box in boxes[state == which]:
             draw_box(
                 image,
@@ -1227,6 +1227,10 @@ def _worth_seeing(coverage, objects, count):
     ]
 
 # %% ../nbs/06d_inspection.ipynb #e535751f
+def _objects(count):
+    return f"{count} object{'s' * (count != 1)}"
+
+
 def _cards(inspection, dataset, page, count):
     """Cards of the pictures worth seeing, drawn at a handy size; a picture that
     cannot be read is noted instead.
@@ -1248,7 +1252,7 @@ def _cards(inspection, dataset, page, count):
         )
         state, of = c.state(i, len(r.labels)), c.picture == i
         text = (
-            f"{file}: {int((state >= 0).sum())} objects,"
+            f"{file}: {_objects(int((state >= 0).sum()))},"
             f" {int((state == 0).sum())} not reached"
         )
         if (state == 0).any():
@@ -1278,47 +1282,125 @@ def _cut(share):
     )  # 1.000 means all
 
 
-def _write_page(inspection, dataset, folder, count):
-    "index.html with its pictures, report.txt and report.json."
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    c, r = inspection.coverage, inspection.report
-    page = Page(folder, f"Inspection of {r.source}", inspection.verdict)
-    cards = _cards(inspection, dataset, page, count)
-    page.section(
-        "",
-        "",
-        page.headline(
-            _percent(c.share) if len(c) else "–",
-            f"of {len(c)} objects have an anchor that fits them",
-        ),
-    )
+def _proposals(page, inspection):
+    "The headline, and what would help, with its price."
+    c = inspection.coverage
+    share = _percent(c.share) if len(c) else "–"
+    text = f"of {len(c)} objects have an anchor that fits them"
+    page.section("", "", page.headline(share, text))
     if inspection.suggestions:
-        rows = [("as it is", _cut(c.share), 1.0, 1.0)] + [
-            (s.change, _cut(s.coverage), s.area, s.anchors)
-            for s in inspection.suggestions
-        ]
+        rows = [("as it is", _cut(c.share), 1.0, 1.0)]
+        lines = []
+        for s in inspection.suggestions:
+            rows.append((s.change, _cut(s.coverage), s.area, s.anchors))
+            lines.append(inspection.line(s) + (f"  # {s.note}" if s.note else ""))
+        header = ("change", "objects reached", "area ×", "anchors ×")
         page.section(
             "Proposals",
             "Options for the training command; the area is that of the canvas"
             " beside the present one, and time grows with it.",
-            page.table(
-                ("change", "objects reached", "area ×", "anchors ×"),
-                rows,
-                bars=(1,),
-            ),
-            page.text(
-                "\n".join(
-                    inspection.line(s) + f"  # {s.note}" * bool(s.note)
-                    for s in inspection.suggestions
-                )
-            ),
+            page.table(header, rows, bars=(1,)),
+            page.text("\n".join(lines)),
         )
     elif len(c) and c.enough:
         page.section("Proposals", "Nothing needs changing.")
     if inspection.tiny:
         page.section("Too small", inspection._tiny_text())
+
+# %% ../nbs/06d_inspection.ipynb #01cf457a
+def _reach_columns(c):
+    "Headings of a table of coverage, and a function that makes a row's cells."
+    h = c.hyperparameters
+    between = f"{h.negative_overlap:g} to {h.positive_overlap:g}"
+    keys = ("name", "objects", "reached", "share", "between", "below")
+
+    def cells(row):
+        return [_cut(row[k]) if k == "share" else row[k] for k in keys]
+
+    return ("objects", "reached", "share", between, "below"), cells
+
+
+def _views(page, c):
+    "Sizes, shapes and overlaps in one figure."
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        book_style()
+        figure = Figure(figsize=(12, 3.6), layout="constrained")
+        plots = (plot_sizes, plot_shapes, plot_overlaps)
+        for plot, ax in zip(plots, figure.subplots(1, 3)):
+            plot(c, ax)
+        return page.figure(
+            figure,
+            "Left: sizes of the objects; dashed lines are the anchors' sides."
+            " Middle: width and height; crosses are the anchors. Right: best"
+            " overlap of each object with an anchor; dashed lines are the two"
+            " thresholds.",
+        )
+
+
+def _reach_tables(page, c):
+    "How many objects are reached, by class and by size."
+    columns, cells = _reach_columns(c)
+    height, width = c.hyperparameters.image_size
+    page.section(
+        "Coverage by class",
+        f"On a canvas of {height}×{width} pixels (height × width). Difficult"
+        f" objects and crowds are not counted; there are {c.left_out}.",
+        page.table(("class", *columns), map(cells, c.per_class()), bars=(3,)),
+    )
+    header = ("√area on the canvas, pixels", *columns)
+    page.section(
+        "Coverage by size",
+        "",
+        page.table(header, map(cells, c.per_size()), bars=(3,)),
+        _views(page, c),
+    )
+
+# %% ../nbs/06d_inspection.ipynb #d4262b65
+def _class_table(page, report):
+    "How many objects of each class there are."
+    header = (
+        "class",
+        "share of objects",
+        "objects",
+        "pictures",
+        "difficult",
+        "truncated",
+    )
+    total, rows = max(1, report.objects), []
+    for name, n in report.per_class.items():
+        share = n["objects"] / total
+        rows.append((name, share, *(n[key] for key in header[2:])))
+    text = "All objects, difficult ones and crowds too."
+    page.section("Classes", text, page.table(header, rows, bars=(1,)))
+
+
+def _file_table(page, inspection):
+    "Every file that was not taken as it stood, and why."
+    report, bad = inspection.report, []
+    for kind in ("refused", "dropped", "clipped", "noted"):
+        bad += [(kind, *item) for item in getattr(report, kind)]
+    bad += [("double box", *item) for item in inspection.double]
+    bad += [("same bytes", s[0], " = ".join(s[1:])) for s in inspection.same]
+    bad += [("unreadable", *item) for item in inspection.unreadable]
+    if not bad:
+        page.section("Files", "Every file was taken as it stood.")
+        return
+    more = f"The first 300 of {len(bad)} entries; report.json has all."
+    header = ("what", "file", "reason")
+    table = page.table(header, bad[:300])
+    page.section("Files", more if len(bad) > 300 else "", table)
+
+
+def _write_page(inspection, dataset, ours, count):
+    "index.html with its pictures, report.txt and report.json, in a claimed folder."
+    c, report = inspection.coverage, inspection.report
+    title = f"Inspection of {report.source}"
+    page = Page(ours.folder, title, inspection.verdict, ours)
+    cards = _cards(inspection, dataset, page, count)
+    _proposals(page, inspection)
     if cards:
         page.section(
             "Pictures",
@@ -1328,120 +1410,68 @@ def _write_page(inspection, dataset, folder, count):
             page.grid(cards),
         )
     if len(c):
-        columns, cells = (
-            (
-                "objects",
-                "reached",
-                "share",
-                (
-                    f"{c.hyperparameters.negative_overlap:g} to"
-                    f" {c.hyperparameters.positive_overlap:g}"
-                ),
-                "below",
-            ),
-            lambda row: [
-                _cut(row[k]) if k == "share" else row[k]
-                for k in (
-                    "name",
-                    "objects",
-                    "reached",
-                    "share",
-                    "between",
-                    "below",
-                )
-            ],
-        )
-        page.section(
-            "Coverage by class",
-            "On a canvas of"
-            f" {c.hyperparameters.image_size[0]}×{c.hyperparameters.image_size[1]}"
-            " pixels (height × width). Difficult objects and crowds are not"
-            f" counted; there are {c.left_out}.",
-            page.table(("class", *columns), map(cells, c.per_class()), bars=(3,)),
-        )
-        with matplotlib.rc_context():
-            book_style()
-            figure = Figure(figsize=(12, 3.6), layout="constrained")
-            for plot, ax in zip(
-                (plot_sizes, plot_shapes, plot_overlaps), figure.subplots(1, 3)
-            ):
-                plot(c, ax)
-            views = page.figure(
-                figure,
-                "Left: sizes of the objects; dashed lines are the anchors' sides."
-                " Middle: width and height; crosses are the anchors. Right: best"
-                " overlap of each object with an anchor; dashed lines are the two"
-                " thresholds.",
-            )
-        page.section(
-            "Coverage by size",
-            "",
-            page.table(
-                ("√area on the canvas, pixels", *columns),
-                map(cells, c.per_size()),
-                bars=(3,),
-            ),
-            views,
-        )
-    total = max(1, r.objects)
-    page.section(
-        "Classes",
-        "All objects, difficult ones and crowds too.",
-        page.table(
-            (
-                "class",
-                "share of objects",
-                "objects",
-                "pictures",
-                "difficult",
-                "truncated",
-            ),
-            [
-                (
-                    name,
-                    n["objects"] / total,
-                    n["objects"],
-                    n["pictures"],
-                    n["difficult"],
-                    n["truncated"],
-                )
-                for name, n in r.per_class.items()
-            ],
-            bars=(1,),
-        ),
-    )
-    bad = [
-        (kind, *item)
-        for kind in ("refused", "dropped", "clipped", "noted")
-        for item in getattr(r, kind)
-    ] + [("double box", *item) for item in inspection.double]
-    bad += [("same bytes", s[0], " = ".join(s[1:])) for s in inspection.same] + [
-        ("unreadable", *item) for item in inspection.unreadable
-    ]
-    page.section(
-        "Files",
-        (
-            (
-                f"The first 300 of {len(bad)} entries; report.json has all."
-                if len(bad) > 300
-                else ""
-            )
-            if bad
-            else "Every file was taken as it stood."
-        ),
-        *([page.table(("what", "file", "reason"), bad[:300])] if bad else []),
-    )
+        _reach_tables(page, c)
+    _class_table(page, report)
+    _file_table(page, inspection)
     page.section("The report as text", "", page.text(str(inspection)))
-    for name, text in (
-        ("report.txt", str(inspection) + "\n"),
-        ("report.json", inspection.to_json() + "\n"),
-    ):
-        save_atomically(
-            page.folder / name, lambda p: p.write_text(text, encoding="utf-8")
-        )
+    ours.write("report.txt", lambda beside: _write_text(beside, str(inspection)))
+    ours.write(
+        "report.json", lambda beside: _write_text(beside, inspection.to_json())
+    )
     page.save()
 
+
+def _write_text(path, text):
+    # names of files may hold bytes that are no UTF-8
+    path.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
+
 # %% ../nbs/06d_inspection.ipynb #62779ed8
+def _double_reason(names, labels, a, b):
+    "What to say of two boxes of one picture that are nearly the same."
+    first, second = names[labels[a]], names[labels[b]]
+    objects = f"objects {a + 1} and {b + 1} are"
+    if first == second:
+        return f"{objects} two boxes of {first} that are nearly the same"
+    return f"{objects} nearly the same box, once {first} and once {second}"
+
+
+def _tiny_list(dataset, targets, files, h):
+    "File, width and height of the objects that are too small for every anchor."
+    found = []
+    for i, k in tiny_objects(targets, h).tolist():
+        box = dataset[i].boxes[k]
+        found.append((files[i], *(round(float(v), 1) for v in box[2:] - box[:2])))
+    return found
+
+
+def _examine(dataset, h, command, said):
+    "All that needs no picture."
+    targets = _Targets.of(dataset)
+    report = getattr(dataset, "report", None)
+    if report is None:
+        records = list(dataset)
+        report = DataReport("records").count(records, tuple(dataset.class_names))
+    files, names = _file_names(dataset), targets.class_names
+    found = coverage(targets, h)
+    double = []
+    for i, a, b in double_boxes(dataset):
+        double.append((files[i], _double_reason(names, dataset[i].labels, a, b)))
+    return Inspection(
+        h,
+        report,
+        found,
+        suggestions(targets, h),
+        files,
+        np.array([len(r.labels) for r in dataset], int),
+        _size_table(found),
+        _tiny_list(dataset, targets, files, h),
+        double,
+        [tuple(files[i] for i in group) for group in same_pictures(dataset)],
+        command=command,
+        said=dict(said or {}),
+    )
+
+
 def inspect_dataset(
     # a sequence of Record with .class_names: VOCDataset, COCODataset, CSVDataset,
     # Records
@@ -1450,10 +1480,8 @@ def inspect_dataset(
     hyperparameters: HyperParameters = HyperParameters(),
     # where index.html, pictures/, report.txt and report.json go; None: nowhere
     folder: str | Path = None,
-    # how many pictures the page shows
-    pictures: int = 24,
-    # to train on this data, for the proposals
-    command: str = "retinanet_train DATA",
+    pictures: int = 24,  # how many pictures the page shows
+    command: str = "retinanet_train DATA",  # to train on this data
     # options of that command that belong to hyperparameters: name -> text
     said: dict = None,
 ) -> Inspection:
@@ -1461,56 +1489,17 @@ def inspect_dataset(
     above all which objects no anchor reaches and what would reach them.
 
     Pictures are decoded only for the page, as many as it shows. Raises
-    `TypeError` for what is no data set, `ValueError` for labels without a name.
+    `TypeError` for what is no data set, `ValueError` for labels without a name,
+    and, before anything is examined, for a `folder` where somebody else's file
+    would be replaced.
     """
-    targets = _Targets.of(dataset)
-    report = getattr(dataset, "report", None) or DataReport("records").count(
-        list(dataset), tuple(dataset.class_names)
-    )
-    files, names, found = (
-        _file_names(dataset),
-        targets.class_names,
-        coverage(targets, hyperparameters),
-    )
-
-    def doubles(i, a, b):
-        r = dataset[i]
-        first, second = names[r.labels[a]], names[r.labels[b]]
-        return files[i], (
-            f"objects {a + 1} and {b + 1} are two boxes of {first} that are"
-            " nearly the same"
-            if first == second
-            else (
-                f"objects {a + 1} and {b + 1} are nearly the same box, once"
-                f" {first} and once {second}"
-            )
-        )
-
-    tiny = [
-        (
-            files[i],
-            *(
-                round(float(v), 1)
-                for v in dataset[i].boxes[k, 2:] - dataset[i].boxes[k, :2]
-            ),
-        )
-        for i, k in tiny_objects(targets, hyperparameters).tolist()
-    ]
-    result = Inspection(
-        hyperparameters,
-        report,
-        found,
-        suggestions(targets, hyperparameters),
-        files,
-        np.array([len(r.labels) for r in dataset], int),
-        _size_table(found),
-        tiny,
-        [doubles(*d) for d in double_boxes(dataset)],
-        [tuple(files[i] for i in g) for g in same_pictures(dataset)],
-        command=command,
-        said=dict(said or {}),
-    )
-    if folder is not None:
-        _write_page(result, dataset, Path(folder), int(pictures))
-        result.folder = Path(folder)
+    if int(pictures) < 1:
+        raise ValueError(f"pictures must be at least 1, not {pictures}")
+    if folder is None:
+        return _examine(dataset, hyperparameters, command, said)
+    names = ["report.txt", "report.json", *PAGE_NAMES]
+    with claim(folder, names, PAGE_PATTERNS) as ours:
+        result = _examine(dataset, hyperparameters, command, said)
+        _write_page(result, dataset, ours, int(pictures))
+    result.folder = Path(folder)
     return result

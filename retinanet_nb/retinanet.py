@@ -12,10 +12,9 @@ import re
 import warnings
 from pathlib import Path
 
-import keras
 import numpy as np
-from keras import ops
 
+from .engine import keras, ops
 from .files import _short
 from .fpn import feature_pyramid
 from .hyperparameters import HyperParameters

@@ -12,11 +12,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from .anchors import Anchors
 from .boxes import ClipBoxes, RegressBoxes
+from .engine import keras
 from .files import _short
 from .filtering import FilterDetections
 from .hyperparameters import HyperParameters

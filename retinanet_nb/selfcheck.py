@@ -15,6 +15,7 @@ import math
 import re
 import textwrap
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +35,7 @@ from .prediction import Found
 from .filtering import filter_detections
 from .generator import train_generator
 from .hyperparameters import HyperParameters
-from .files import save_atomically
+from .files import claim
 from .pictures import Fit, draw_detections, read_image, write_image
 from .targets import BACKGROUND, IGNORED, assign_targets
 from .training import build_trainer, current_detector, make_optimizer
@@ -1022,6 +1023,27 @@ def _why_not_learnt(b, detector, finding, first, last):
     )
 
 # %% ../nbs/07c_selfcheck.ipynb #2df45c6d
+def _check_arguments(hyperparameters, **numbers):
+    "Raise `ValueError` that names the argument which makes no sense."
+    for name, value in numbers.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be above 0, not {value!r}")
+    if not isinstance(hyperparameters, HyperParameters):
+        raise ValueError(
+            "hyperparameters must be HyperParameters (preset('tiny') makes some"
+            f" by name), not {hyperparameters!r}"
+        )
+
+
+def _run_stages(bench):
+    "One stage after the other, until one fails; the rest are not tried."
+    stages = []
+    for name, check in STAGES.items():
+        sound = all(stage.ok for stage in stages)
+        stages.append(check(bench) if sound else Stage(name, None))
+    return tuple(stages)
+
+
 STAGES = {
     "data": check_data,
     "anchors": check_anchors,
@@ -1054,45 +1076,35 @@ def self_check(
     Raises `ValueError` where no picture holds an object to learn, or an argument
     is out of range.
     """
-    for name, value in (
-        ("steps", steps),
-        ("learning_rate", learning_rate),
-        *([("seconds", seconds)] if seconds is not None else []),
-    ):
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, not {value!r}")
-    if not isinstance(hyperparameters, HyperParameters):
-        raise ValueError(
-            "hyperparameters must be HyperParameters (preset('tiny') makes some"
-            f" by name), not {hyperparameters!r}"
+    h = hyperparameters
+    _check_arguments(h, steps=steps, learning_rate=learning_rate, seconds=seconds)
+    chosen = choose_pictures(dataset, pictures, h.seed)
+    with ExitStack() as stack:
+        ours = None
+        if folder is not None:  # before any work
+            ours = stack.enter_context(claim(folder, _check_names(chosen)))
+        bench = Bench(
+            dataset,
+            h,
+            chosen,
+            steps,
+            learning_rate=learning_rate,
+            progress=progress,
         )
-    bench = Bench(
-        dataset,
-        hyperparameters,
-        choose_pictures(dataset, pictures, hyperparameters.seed),
-        steps,
-        learning_rate=learning_rate,
-        progress=progress,
-    )
-    if seconds is not None:
-        bench.deadline = time.monotonic() + seconds
-    stages = []
-    for name, check in STAGES.items():
-        stages.append(
-            check(bench) if all(s.ok for s in stages) else Stage(name, None)
+        if seconds is not None:
+            bench.deadline = time.monotonic() + seconds
+        check = SelfCheck(
+            _run_stages(bench),
+            tuple(str(r.image) for r in bench.chosen),
+            h,
+            learning_rate,
+            tuple(bench.history),
+            tuple(bench.tests),
+            bench.detections,
+            bench.chosen,
         )
-    check = SelfCheck(
-        tuple(stages),
-        tuple(str(r.image) for r in bench.chosen),
-        hyperparameters,
-        learning_rate,
-        tuple(bench.history),
-        tuple(bench.tests),
-        bench.detections,
-        bench.chosen,
-    )
-    if folder is not None:
-        write_check(check, folder)
+        if ours is not None:
+            _write_check(check, ours)
     return check
 
 # %% ../nbs/07c_selfcheck.ipynb #4648590a
@@ -1177,27 +1189,39 @@ def draw_pair(
     return np.concatenate(panels, axis=1)
 
 
+def _check_names(records):
+    "The files that a check of these pictures writes."
+    names = [f"{k}-{Path(r.image).stem}.jpg" for k, r in enumerate(records, 1)]
+    return ["selfcheck.json", "curve.png", *names]
+
+
 def write_check(
     check: SelfCheck,  # of self_check
     folder: str | Path,  # made where it is missing
 ):
     """Writes selfcheck.json, curve.png where anything was trained, and every
     picture that can be read as 1-NAME.jpg, …, each file whole or not at all.
+
+    Raises `ValueError` where a file of somebody else's would be replaced.
     """
-    folder = Path(folder)
-    for k, record in enumerate(check.records or ()):
+    with claim(folder, _check_names(check.records or ())) as ours:
+        _write_check(check, ours)
+
+
+def _write_check(check, ours):
+    "The same into a folder that is claimed already."
+    records = check.records or ()
+    for k, (record, name) in enumerate(zip(records, _check_names(records)[2:])):
+        found = check.detections[k] if check.detections else None
         try:
-            image = draw_pair(
-                record,
-                check.detections[k] if check.detections else None,
-                check.records.class_names,
-            )
+            image = draw_pair(record, found, records.class_names)
         except (ValueError, OSError):
             continue  # its stage has said so
-        write_image(folder / f"{k + 1}-{record.image.stem}.jpg", image)
+        ours.take([name])
+        write_image(ours.folder / name, image)
     if check.history:
-        save_atomically(folder / "curve.png", plot_check(check).savefig)
-    save_atomically(
-        folder / "selfcheck.json",
-        lambda p: p.write_text(check.to_json(), encoding="utf-8"),
+        ours.write("curve.png", plot_check(check).savefig)
+    text = check.to_json()
+    ours.write(
+        "selfcheck.json", lambda beside: beside.write_text(text, encoding="utf-8")
     )

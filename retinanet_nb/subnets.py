@@ -10,7 +10,7 @@ __all__ = ['regression_subnet', 'classification_subnet']
 #| code-summary: "Imports"
 import math
 
-import keras
+from .engine import keras
 
 # %% ../nbs/03b_subnets.ipynb #42be6ad6
 def _subnet(name, outputs, num_anchors, feature_size, depth, bias, norm):

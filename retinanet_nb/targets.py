@@ -8,9 +8,8 @@ __all__ = ['BACKGROUND', 'IGNORED', 'match_anchors', 'assign_targets']
 # %% ../nbs/05a_targets.ipynb #d0dcce7b
 #| code-fold: true
 #| code-summary: "Imports"
-from keras import ops
-
 from .boxes import encode_boxes, overlaps
+from .engine import ops
 
 # %% ../nbs/05a_targets.ipynb #baa17dcc
 BACKGROUND, IGNORED = -1, -2  # the classes of anchors that answer for no object
