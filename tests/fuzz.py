@@ -527,8 +527,7 @@ def case_coco(rng, case, home):
     from retinanet_nb.formats import COCODataset
 
     put_pictures(case, home)
-    how = rng.random()
-    text = json.dumps(COCO)
+    text, how = json.dumps(COCO), rng.random()
     data = (
         mutate_bytes(rng, text.encode())
         if how < 0.1
@@ -775,14 +774,13 @@ def case_config(rng, case, home):
     run = case / "myrun"
     run.mkdir()
     config, how = run_config(), rng.random()
-    text = json.dumps(config)
-    data = (
-        mutate_bytes(rng, text.encode())
-        if how < 0.1
-        else mutate_text(rng, text)
-        if how < 0.2
-        else mutate_json(rng, config)
-    )
+    data = json.dumps(config).encode()
+    if how < 0.1:
+        data = mutate_bytes(rng, data)
+    elif how < 0.2:
+        data = mutate_text(rng, data.decode())
+    else:
+        data = mutate_json(rng, config)
     (run / "config.json").write_bytes(data)
     return lambda: as_command(cli.retinanet_train, resume=str(run)), lambda result: None
 
@@ -856,15 +854,13 @@ def case_manifest(rng, case, home):
             rng.choice(("../outside.txt", str(case / "outside.txt"), "", ".", "x" * 300, "a\x00b", ".."))
         ] = rng.choice((None, digest))
     value = {"made by": "retinanet_nb", "files": listed}
-    text = json.dumps(value)
-    how = rng.random()
-    data = (
-        mutate_bytes(rng, text.encode())
-        if how < 0.15
-        else mutate_text(rng, text)
-        if how < 0.3
-        else mutate_json(rng, value)
-    )
+    data, how = json.dumps(value).encode(), rng.random()
+    if how < 0.15:
+        data = mutate_bytes(rng, data)
+    elif how < 0.25:
+        data = mutate_text(rng, data.decode())
+    elif how < 0.75:
+        data = mutate_json(rng, value)
     (folder / MANIFEST).write_bytes(data)
 
     def use():
@@ -921,6 +917,8 @@ def about(error, case):
         "p2",
         "nowhere.csv",
     }
+    if "there is no data set" in text:  # a run's config.json names another one
+        return
     if str(case) not in text and not any(re.search(rf"(?<!\w){re.escape(n)}(?!\w)", text) for n in names):
         raise Failure(f"the message names no file: {text[:300]!r}") from error
     if len(text) > LONGEST:
