@@ -838,13 +838,10 @@ def case_manifest(rng, case, home):
 
     folder = case / "outfolder"
     folder.mkdir()
-    files = {
-        "ours.txt": b"ours",
-        "cat.jpg": b"somebody's",
-        ".1-2-cat.jpg": b"half",
-        "pictures/page-1.jpg": b"theirs",
-    }
-    for name, data in {**files, "../outside.txt": b"far away"}.items():
+    files = {"ours.txt": b"ours", "cat.jpg": b"somebody's", ".1-2-cat.jpg": b"half"}
+    if rng.random() < 0.3:
+        files["pictures/page-1.jpg"] = b"theirs"
+    for name, data in {**files, "../outside.txt": b"far away", "../.1-2-outside.txt": b"half"}.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
     digest = hashlib.sha256(b"ours").hexdigest()
@@ -949,7 +946,7 @@ def judge(kind, call, check, case):
     if not writes and after != before:
         raise Failure(f"written: {sorted(set(after) ^ set(before)) or 'a file is changed'}")
     if kind == "manifest":
-        for name in set(before) & {"outside.txt", "outfolder/pictures/page-1.jpg"}:
+        for name in set(before) & {"outside.txt", ".1-2-outside.txt", "outfolder/pictures/page-1.jpg"}:
             if after.get(name) != before[name]:
                 raise Failure(f"{name} was not ours, and is changed or gone")
     return outcome
