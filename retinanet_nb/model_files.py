@@ -26,7 +26,7 @@ _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 
 # %% ../nbs/90g_model_files.ipynb #5e0b2c08
 def _members(archive):
-    "The members of an open zip archive by name; `ValueError` where they can't be."
+    "The members of an open zip archive by name; `ValueError` where one is wrong."
     members = {}
     for member in archive.infolist():
         if member.filename in members:
@@ -46,7 +46,7 @@ def _members(archive):
         raise ValueError(f"its {_CONFIG} is larger than 64 MB")
     return members
 
-
+# %% ../nbs/90g_model_files.ipynb #e444b3c6
 def _unpack(path):
     """`(configuration, bytes of weights)` of the archive `path`, every checksum
     compared; `ValueError` says what is wrong.
@@ -90,7 +90,7 @@ def _dictionaries(config):
             continue
         rest.extend((v, depth + 1) for v in inner)
 
-
+# %% ../nbs/90g_model_files.ipynb #13b154ed
 def _card(settings):
     """`(hyperparameters, class names)` of a card's configuration; `ValueError`
     names the field.
@@ -120,7 +120,7 @@ _ANCHORS = {"sizes", "strides", "ratios", "scales"}
 
 
 def _check_layer(settings):
-    "`ValueError` that names the field where a layer's settings are beyond reason."
+    "`ValueError` that names the field where a layer asks for too much."
     repeated = {k: settings[k] for k in _FILTER & set(settings)}
     if repeated:
         HyperParameters().replace(**repeated)
@@ -179,8 +179,8 @@ def check_model_file(
         raise FileNotFoundError(f"there is no model file {path}")
     if not (path.is_file() and zipfile.is_zipfile(path)):
         raise ValueError(
-            f"{path} is not a .keras model file, or only part of one: write one with"
-            " model.save('name.keras')"
+            f"{path} is not a .keras model file, or only part of one: write one"
+            " with model.save('name.keras')"
         )
     try:
         config, stored = _unpack(path)
@@ -194,7 +194,7 @@ def check_model_file(
             f"{path} is not a model file that can be read: {_short(reason, 300)}"
         ) from error
 
-
+# %% ../nbs/90g_model_files.ipynb #b6689c31
 def _check_config(config, weights):
     "The cards in a configuration whose file holds so many `weights`."
     cards, layers = {}, []
@@ -249,7 +249,7 @@ def architecture_of(
     hyperparameters = hyperparameters_of(path)
     return {name: getattr(hyperparameters, name) for name in ARCHITECTURE}
 
-
+# %% ../nbs/90g_model_files.ipynb #64bdb62c
 def _first_card(path):
     "Hyperparameters and class names of a file's training model."
     path = Path(path)
