@@ -7,13 +7,14 @@
 The known tools start a process for every mutant (cosmic-ray) or leave decorated functions and classes alone (mutmut);
 importing Keras takes seconds, and half of the code in question is decorated. So here one process imports the engine and
 collects the tests, and a child forked from it before any operation has run takes each mutant.
-Only the tests of the module run, the quick ones first, and the first failure ends a child. NumPy is Keras's engine unless
+Only the tests of the module run that call the function in question, the quick ones first; the first failure ends a child. NumPy is Keras's engine unless
 `--engine` says otherwise: tests that it fails (gradients, compiled graphs) are left out, so what survives there is run
 again with `--engine tensorflow --only …`.
 """
 
 import argparse
 import ast
+import contextlib
 import copy
 import inspect
 import json
@@ -22,6 +23,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -198,13 +200,21 @@ def _is_own(value, module, name):
     )
 
 
+def functions(source):
+    """First and last line of every function of a module and of every method of its classes."""
+    tree = ast.parse(source)
+    holders = [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))]
+    found = [n for holder in holders for n in holder.body if isinstance(n, ast.FunctionDef)]
+    return [(min([n.lineno, *(d.lineno for d in n.decorator_list)]), n.end_lineno) for n in found]
+
+
 class Mutation:
     """A pytest plugin that takes the place of running the tests: once with the sound module, then with each mutant."""
 
     def __init__(self, module, options):
         self.module, self.options = module, options
         self.path = ROOT / "retinanet_nb" / f"{module}.py"
-        self.failed, self.seconds, self.survivors = set(), {}, []
+        self.failed, self.seconds, self.calls, self.survivors = set(), {}, {}, []
 
     def pytest_runtest_logreport(self, report):
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0) + report.duration
@@ -237,27 +247,48 @@ class Mutation:
         if code is not None:
             put_in(self.module, code)
         for item, following in zip(items, [*items[1:], None]):
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            with self.noting(item.nodeid if code is None else None):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.failed and code is not None:
                 return 1
         if code is None:
-            self.options.notes.write_text(json.dumps([sorted(self.failed), self.seconds]))
+            calls = {k: sorted(v) for k, v in self.calls.items()}
+            self.options.notes.write_text(json.dumps([sorted(self.failed), self.seconds, calls]))
         return 0
+
+    @contextlib.contextmanager
+    def noting(self, test):
+        """Note the first line of every function of the module that a test calls."""
+        seen, name = self.calls.setdefault(test, set()), str(self.path)
+
+        def note(frame, event, _):
+            if event == "call" and frame.f_code.co_filename == name:
+                seen.add(frame.f_code.co_firstlineno)
+
+        if test is not None:
+            sys.setprofile(note), threading.setprofile(note)
+        try:
+            yield
+        finally:
+            sys.setprofile(None), threading.setprofile(None)
 
     def pytest_runtestloop(self, session):
         started = time.time()
         # a process that a test starts reads the sound module
         items = [i for i in session.items if "subprocess" not in inspect.getsource(i.function)]
         assert self.fork(items, None, 900) == 0, "the tests could not be run"
-        failed, seconds = json.loads(self.options.notes.read_text())
+        failed, seconds, calls = json.loads(self.options.notes.read_text())
         sound = time.time() - started
         items = sorted((i for i in items if i.nodeid not in failed), key=lambda i: seconds[i.nodeid])
         print(f"{self.module}: {len(items)} tests, {len(failed)} left out, {sound:.0f} s", flush=True)
+        whole = functions(self.path.read_text())
         found, lines = list(mutants(self.path.read_text())), self.path.read_text().splitlines()
         for number in self.options.only or range(len(found)):
             line, text, tree = found[number]
             code = compile(ast.unparse(ast.fix_missing_locations(tree)), str(self.path), "exec")
-            if self.fork(items, code, 30 + 5 * sound) == 0:
+            first, last = next((span for span in whole if span[0] <= line <= span[1]), (0, len(lines)))
+            fitting = [i for i in items if first == 0 or any(first <= n <= last for n in calls[i.nodeid])]
+            if self.fork(fitting, code, 30 + 5 * sound) == 0:
                 self.survivors.append(number)
                 print(
                     f"  {number:4} survives, line {line}: {text}    | {lines[line - 1].strip()[:70]}",
