@@ -211,6 +211,7 @@ def read_model(
             f" {_reason(error)}"
         ) from error
     _check_finite(model, path)
+    _check_names(model, path)
     return model
 
 # %% ../nbs/03c_retinanet.ipynb #c172d187
@@ -237,6 +238,20 @@ def _check_finite(model, path):
             f"{path} holds NaN or infinity in {len(wrong)} of its"
             f" {len(model.weights)} weights, first in {wrong[0]}: its training"
             " diverged, or something changed it; take an earlier file"
+        )
+
+
+def _check_names(model, path):
+    "`ValueError` that names the file where a network has more or fewer names."
+    outputs = getattr(model, "output", None)
+    card = model_card(model)
+    if not isinstance(outputs, dict) or card is None:
+        return
+    num_classes = outputs["classification"].shape[-1]
+    if len(card.class_names) != num_classes:
+        raise ValueError(
+            f"{path} has {len(card.class_names)} class_names for a network of"
+            f" {num_classes} classes"
         )
 
 # %% ../nbs/03c_retinanet.ipynb #5e0b3c03

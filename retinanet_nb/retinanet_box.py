@@ -231,11 +231,9 @@ def load_detector(
     """
     model = read_model(path)
     if isinstance(model, Detector):
+        inner = _inside(model, path)
         if not options:
             return model
-        (inner,) = [
-            layer for layer in model.layers if isinstance(layer, keras.Model)
-        ]
         kept = {
             "class_names": model.class_names,
             "dtype": None,
@@ -248,6 +246,30 @@ def load_detector(
             " retinanet_box or retinanet_model was expected"
         )
     return retinanet_box(model, **options)
+
+# %% ../nbs/04d_retinanet_box.ipynb #5e0b4e02
+def _inside(detector, path):
+    "The training model in a detector; `ValueError` where a part is missing."
+    parts = {layer.name: layer for layer in detector.layers}
+    networks = [p for p in parts.values() if _training_model(p) is not None]
+    card = parts.get("detections")
+    whole = (
+        len(networks) == 1
+        and isinstance(card, DetectorCard)
+        and isinstance(parts.get("filter"), FilterDetections)
+    )
+    if not whole:
+        raise ValueError(
+            f"{path} holds a detector that lacks one of its parts: the network,"
+            " the layer 'filter', or the layer 'detections'"
+        )
+    num_classes = networks[0].output["classification"].shape[-1]
+    if len(card.class_names) != num_classes:
+        raise ValueError(
+            f"{path} has {len(card.class_names)} class_names for a network of"
+            f" {num_classes} classes"
+        )
+    return networks[0]
 
 # %% ../nbs/04d_retinanet_box.ipynb #06909604
 @dataclass(frozen=True)
