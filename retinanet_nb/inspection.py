@@ -25,7 +25,7 @@ from .hyperparameters import AnchorParameters, HyperParameters
 from .files import save_atomically
 from .pages import Page
 from retinanet_nb.pictures import (
-    IGNORED,
+    GREY,
     INK,
     NEGATIVE,
     PALETTE,
@@ -426,7 +426,7 @@ def draw_reach(
             f"boxes and state must be of one length, not {len(boxes)} and"
             f" {len(state)}"
         )
-    for which, color in ((-1, IGNORED), (1, POSITIVE), (0, NEGATIVE)):
+    for which, color in ((-1, GREY), (1, POSITIVE), (0, NEGATIVE)):
         for box in boxes[state == which]:
             draw_box(
                 image,

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .hyperparameters import VOC_CLASSES
-from .pictures import picture_header
+from .pictures import read_header
 
 # %% ../nbs/90e_records.ipynb #3d41f462
 @dataclass(frozen=True, eq=False)
@@ -253,14 +253,15 @@ def _check(report, file, picture, boxes, stated):
     is the (height, width) that the annotation claims, or None.
     """
     try:
-        stored, turn = picture_header(picture)
+        header = read_header(picture)
     except FileNotFoundError:
         report.add("refused", file, f"there is no picture {picture.name}")
         return None
     except ValueError as e:
-        report.add("refused", file, f"{picture.name}: {e}")
+        report.add("refused", file, str(e))
         return None
-    h, w = size = stored[::-1] if turn > 4 else stored
+    stored, turn = header.stored, header.orientation
+    h, w = size = header.height, header.width
     if stated and 0 not in stated and tuple(stated) != size:
         said = f"it says {stated[1]}×{stated[0]}, the picture is {w}×{h}"
         if turn > 4 and tuple(stated) == stored:

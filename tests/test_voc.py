@@ -22,7 +22,6 @@ from retinanet_nb.hyperparameters import VOC_CLASSES
 from retinanet_nb.pictures import read_image
 from retinanet_nb.download import fetch, unpack
 from retinanet_nb.formats import COCODataset, CSVDataset
-from retinanet_nb.pictures import picture_header
 from retinanet_nb.records import Record, Records, turn_boxes
 from retinanet_nb.voc import VOCDataset, download_voc, parse_annotation
 
