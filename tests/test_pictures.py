@@ -139,7 +139,7 @@ def test_read_errors(tmp_path):
         (tmp_path / "none.jpg", FileNotFoundError, "no picture"),
         (tmp_path, ValueError, "directory"),
         (tmp_path / "empty.jpg", ValueError, "empty"),
-        (tmp_path / "text.png", ValueError, "cannot be decoded"),
+        (tmp_path / "text.png", ValueError, "not a picture"),
     ):
         with pytest.raises(error) as e:
             read_image(path)
