@@ -715,7 +715,8 @@ def _annotation(filename, size, objects):
             f"\t\t<truncated>{int(o.truncated)}</truncated>",
             f"\t\t<difficult>{int(o.difficult)}</difficult>",
             (
-                f"\t\t<bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>"
+                f"\t\t<bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin>"
+                f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>"
             ),
             "\t</object>",
         ]

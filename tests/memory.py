@@ -89,7 +89,13 @@ def evaluation(pictures, detections, classes):
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
     from retinanet_nb.evaluation import evaluate
-    from retinanet_nb.mistakes import confusion_matrix, find_mistakes, mistakes_overview, plot_confusion, worst
+    from retinanet_nb.mistakes import (
+        confusion_matrix,
+        find_mistakes,
+        mistakes_overview,
+        plot_confusion,
+        worst,
+    )
 
     start, names = time.time(), {}
 

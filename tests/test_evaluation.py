@@ -137,9 +137,7 @@ def oracle_ap(detected, truths, label, threshold, method):
         found_so_far.append(tp)
         precision.append(tp / (tp + fp) if tp + fp else 0.0)
     if method == "voc07":
-        steps = [
-            [p for h, p in zip(found_so_far, precision) if 10 * h >= k * number] for k in range(11)
-        ]
+        steps = [[p for h, p in zip(found_so_far, precision) if 10 * h >= k * number] for k in range(11)]
         return sum(max(step, default=0.0) for step in steps) / 11
     area, last = 0.0, 0.0
     for i, r in enumerate(recall):
