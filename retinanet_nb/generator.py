@@ -496,7 +496,7 @@ class TrainGenerator(Epochs, keras.utils.PyDataset):
         self,
         i: int,  # item, or with an epoch: batch of that whole epoch
         epoch: int = None,  # None: the current one
-    ) -> np.ndarray:  # (batch_size,) positions in the data set; fewer in the last batch when not training
+    ) -> np.ndarray:  # (B,) positions in the data set; perhaps fewer at the end
         "Which records make up item `i`."
         if epoch is not None:
             return self.order.batch(epoch, i)
