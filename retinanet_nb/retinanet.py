@@ -240,7 +240,7 @@ def _check_finite(model, path):
             " diverged, or something changed it; take an earlier file"
         )
 
-
+# %% ../nbs/03c_retinanet.ipynb #b7e336f0
 def _check_names(model, path):
     "`ValueError` that names the file where network and card don't fit."
     outputs = getattr(model, "output", None)
