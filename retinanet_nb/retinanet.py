@@ -240,9 +240,9 @@ def _check_finite(model, path):
             " diverged, or something changed it; take an earlier file"
         )
 
-
+# %% ../nbs/03c_retinanet.ipynb #b7e336f0
 def _check_names(model, path):
-    "`ValueError` that names the file where a network has more or fewer names."
+    "`ValueError` that names the file where network and card don't fit."
     outputs = getattr(model, "output", None)
     card = model_card(model)
     if not isinstance(outputs, dict) or card is None:
@@ -253,6 +253,14 @@ def _check_names(model, path):
             f"{path} has {len(card.class_names)} class_names for a network of"
             f" {num_classes} classes"
         )
+    wanted = 4 * card.hyperparameters.anchors.num_anchors
+    for v in model.weights:
+        last = v.path.endswith("regression_subnet_output/bias")
+        if last and v.shape[0] != wanted:
+            raise ValueError(
+                f"{path} has anchors for {wanted} deltas a cell, and a network"
+                f" of {v.shape[0]}"
+            )
 
 # %% ../nbs/03c_retinanet.ipynb #5e0b3c03
 def _check_coding(path, theirs, mine):

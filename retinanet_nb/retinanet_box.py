@@ -21,7 +21,12 @@ from .files import _short
 from .filtering import FilterDetections
 from .hyperparameters import HyperParameters
 from .pictures import fit_to_canvas
-from .retinanet import ModelCard, model_card, read_model
+from retinanet_nb.retinanet import (
+    ModelCard,
+    _check_names,
+    model_card,
+    read_model,
+)
 
 # %% ../nbs/04d_retinanet_box.ipynb #0e4a1958
 @keras.saving.register_keras_serializable("retinanet_nb")
@@ -263,6 +268,7 @@ def _inside(detector, path):
             f"{path} holds a detector that lacks one of its parts: the network,"
             " the layer 'filter', or the layer 'detections'"
         )
+    _check_names(networks[0], path)
     num_classes = networks[0].output["classification"].shape[-1]
     if len(card.class_names) != num_classes:
         raise ValueError(

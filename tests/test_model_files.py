@@ -186,6 +186,20 @@ def test_names_of_a_network_are_as_many_as_its_classes(files, tmp_path):
         load_detector(path)
 
 
+def test_anchors_of_a_cell_are_as_many_as_the_network_has(files, tmp_path):
+    # in the cards and in the layer alike
+    ours = with_config(
+        files / "detector.keras", tmp_path / "card.keras", '"ratios": [0.5, 1, 2]', '"ratios": [0.5, 1]'
+    )
+    with zipfile.ZipFile(files / "detector.keras") as archive:
+        config = archive.read("config.json").decode()
+    start = config.index('\\"ratios\\": [')
+    inside = config[start : config.index("]", start) + 1]
+    path = with_config(ours, tmp_path / "anchors.keras", inside, '\\"ratios\\": [0.5, 1]')
+    with pytest.raises(ValueError, match="anchors.keras has anchors for 24 deltas a cell"):
+        load_detector(path)
+
+
 def test_the_limits_leave_room(files, tmp_path):
     for old, new in (('"max_detections": 17', '"max_detections": 10000'), ("ball", "b" * 1000)):
         path = with_config(files / "detector.keras", tmp_path / "allowed.keras", old, new)
