@@ -20,7 +20,7 @@ TORCH_STAMP := $(VENV)/.$(subst =,-,$(TORCH))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test docs lab bench readme constraints shapes-detector mend merge-driver clean FORCE
+.PHONY: help install demo test docs lab fuzz bench readme constraints shapes-detector mend merge-driver clean FORCE
 
 # The stamp holds the checkout's path. The commands in a virtual environment carry absolute paths, so that a moved one is stale.
 ifneq "$(shell cat $(STAMP) 2>/dev/null)" "$(CURDIR)"
@@ -89,6 +89,9 @@ docs: $(STAMP) mend  ## check the book and render the site into _docs (needs Qua
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab nbs
+
+fuzz: $(STAMP)  ## 10,000 damaged files through every reader (ARGS="--seed 7 --cases 500")
+	@$(QUIET) $(PY) tests/fuzz.py $(ARGS)
 
 bench: $(STAMP)  ## what each optimisation gives on this machine
 	@$(QUIET) $(PY) tests/bench.py $(ARGS)

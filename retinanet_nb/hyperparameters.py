@@ -91,34 +91,18 @@ class AnchorParameters:
     "Anchors".
     """
 
-    sizes: tuple = (
-        32,
-        64,
-        128,
-        256,
-        512,
-    )  # side of the square anchor of scale 1, in pixels, P3…P7
-    strides: tuple = (
-        8,
-        16,
-        32,
-        64,
-        128,
-    )  # distance of neighbouring cells, in pixels, P3…P7
+    # side of the square anchor of scale 1, in pixels, P3…P7
+    sizes: tuple = (32, 64, 128, 256, 512)
+    # distance of neighbouring cells, in pixels, P3…P7
+    strides: tuple = (8, 16, 32, 64, 128)
     ratios: tuple = (0.5, 1, 2)  # height / width
-    scales: tuple = (
-        1,
-        2 ** (1 / 3),
-        2 ** (2 / 3),
-    )  # three to the octave between one level's size and the next
+    # three to the octave between one level's size and the next
+    scales: tuple = (1, 2 ** (1 / 3), 2 ** (2 / 3))
 
     def __post_init__(self):
         for name in ("sizes", "strides", "ratios", "scales"):
-            object.__setattr__(
-                self,
-                name,
-                _numbers(f"AnchorParameters.{name}", getattr(self, name)),
-            )
+            checked = _numbers(f"AnchorParameters.{name}", getattr(self, name))
+            object.__setattr__(self, name, checked)
         if len(self.sizes) != 5 or self.strides != (8, 16, 32, 64, 128):
             raise ValueError(
                 "AnchorParameters needs five sizes and the strides (8, 16, 32,"
@@ -128,7 +112,7 @@ class AnchorParameters:
         if self.num_anchors > 256:
             raise ValueError(
                 "AnchorParameters allows 256 anchors a cell, not the"
-                f" {len(self.ratios)} × {len(self.scales)} of its ratios and scales"
+                f" {self.num_anchors} of these ratios and scales"
             )
 
     @property
@@ -298,9 +282,9 @@ class _Settings:
     ):
         """The inverse of `to_json`.
 
-        Fields that `text` leaves out have their defaults. Unknown ones, values of
-        another type or out of range, and what isn't JSON at all are a `ValueError`
-        that begins with `source`.
+        Fields that `text` leaves out have their defaults. Unknown ones, values
+        of another type or out of range, and what isn't JSON at all are a
+        `ValueError` that begins with `source`.
         """
         try:
             values = text if isinstance(text, dict) else _parse(text)
@@ -435,6 +419,8 @@ def _check_together(h):
     raise ValueError(f"HyperParameters.{name} must be {wanted}, not {value!r}")
 
 # %% ../nbs/01_hyperparameters.ipynb #1828724d
+#| code-fold: true
+#| code-summary: "The presets"
 PRESETS = {
     # The system as documented: ImageNet backbone, Adam at 1e-5.
     "documented": HyperParameters(weights="imagenet", freeze_batch_norm=True),
@@ -507,12 +493,20 @@ def preset(
     Command, time and result of each (two cores of a server processor, no graphics
     card; the runs are in chapter 11, Results):
 
-    - `tiny`: `make demo`, or `retinanet_demo`. 1,600 drawn pictures, five minutes: VOC07 mAP 0.865 on 300 others.
-    - `from-scratch`: `retinanet_train bccd --preset from-scratch --image_size 240x320 --anchor_sizes 16,32,64,128,256`. 292 pictures of blood cells,
-      20 epochs, 78 minutes of processor time: COCO AP 0.529, AP50 0.857 on 72 others.
-    - `fine-tune`: `retinanet_train DATA --preset fine-tune --weights detector.keras`. A few epochs of a run from scratch; the result is the data's.
-    - `documented`: `retinanet_train VOC2007 --split trainval --val_split test --preset documented`. Wants a graphics card and the ImageNet weights; not measured.
-    - `paper`: `retinanet_train VOC2007 --split trainval --val_split test --preset paper`. Wants a large graphics card and the ImageNet weights; not measured.
+    - `tiny`: `make demo`, or `retinanet_demo`. 1,600 drawn pictures, five
+      minutes: VOC07 mAP 0.865 on 300 others.
+    - `from-scratch`: `retinanet_train bccd --preset from-scratch --image_size
+      240x320 --anchor_sizes 16,32,64,128,256`. 292 pictures of blood cells, 20
+      epochs, 78 minutes of processor time: COCO AP 0.529, AP50 0.857 on 72
+      others.
+    - `fine-tune`: `retinanet_train DATA --preset fine-tune --weights
+      detector.keras`. A few epochs of a run from scratch; the result is the
+      data's.
+    - `documented`: `retinanet_train VOC2007 --split trainval --val_split test
+      --preset documented`. Wants a graphics card and the ImageNet weights; not
+      measured.
+    - `paper`: `retinanet_train VOC2007 --split trainval --val_split test --preset
+      paper`. Wants a large graphics card and the ImageNet weights; not measured.
     """
     if name not in PRESETS:
         raise ValueError(

@@ -26,7 +26,7 @@ _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 
 # %% ../nbs/90g_model_files.ipynb #5e0b2c08
 def _members(archive):
-    "The members of an open zip archive by name; `ValueError` where they can't be."
+    "The members of an open zip archive by name; `ValueError` where one is wrong."
     members = {}
     for member in archive.infolist():
         if member.filename in members:
@@ -46,7 +46,7 @@ def _members(archive):
         raise ValueError(f"its {_CONFIG} is larger than 64 MB")
     return members
 
-
+# %% ../nbs/90g_model_files.ipynb #e444b3c6
 def _unpack(path):
     """`(configuration, bytes of weights)` of the archive `path`, every checksum
     compared; `ValueError` says what is wrong.
@@ -90,7 +90,7 @@ def _dictionaries(config):
             continue
         rest.extend((v, depth + 1) for v in inner)
 
-
+# %% ../nbs/90g_model_files.ipynb #13b154ed
 def _card(settings):
     """`(hyperparameters, class names)` of a card's configuration; `ValueError`
     names the field.
@@ -120,25 +120,31 @@ _ANCHORS = {"sizes", "strides", "ratios", "scales"}
 
 
 def _check_layer(settings):
-    "`ValueError` that names the field where a layer's settings are beyond reason."
+    "`ValueError` that names the field where a layer asks for too much."
     repeated = {k: settings[k] for k in _FILTER & set(settings)}
     if repeated:
         HyperParameters().replace(**repeated)
     if set(settings) == _ANCHORS:
         AnchorParameters(**settings)
     for name, value in settings.items():
-        if name == "seed":
-            continue  # a large number that costs nothing
         for number in value if isinstance(value, list) else [value]:
-            if not _is_modest(number):
+            if not _is_modest(name, number):
                 raise ValueError(f"its {_short(name)} is {_short(number)}")
 
 
-def _is_modest(value):
-    "Whether `value` is no number, or one that a layer may well have."
-    if isinstance(value, int):
-        return abs(value) <= 100_000
-    return not isinstance(value, float) or math.isfinite(value)
+_COUNTS = {"filters", "units", "groups", "size", "kernel_size", "pool_size"}
+_COUNTS |= {"stride", "strides", "dilation_rate", "multiple"}
+
+
+def _is_modest(name, value):
+    "Whether `value` is no number, or one that a layer's setting may well have."
+    if name == "seed" or not isinstance(value, (int, float)):
+        return True  # a large seed costs nothing
+    if name in _COUNTS:
+        return type(value) is int and 1 <= value <= 100_000
+    return math.isfinite(value) and (
+        isinstance(value, float) or abs(value) <= 100_000
+    )
 
 # %% ../nbs/90g_model_files.ipynb #5e0b2c0d
 def _asks_for(layers):
@@ -179,13 +185,13 @@ def check_model_file(
         raise FileNotFoundError(f"there is no model file {path}")
     if not (path.is_file() and zipfile.is_zipfile(path)):
         raise ValueError(
-            f"{path} is not a .keras model file, or only part of one: write one with"
-            " model.save('name.keras')"
+            f"{path} is not a .keras model file, or only part of one: write one"
+            " with model.save('name.keras')"
         )
     try:
         config, stored = _unpack(path)
         return _check_config(config, stored // 4)
-    except OSError:
+    except PermissionError:
         raise
     # a damaged archive makes zipfile raise a dozen kinds
     except Exception as error:
@@ -194,25 +200,39 @@ def check_model_file(
             f"{path} is not a model file that can be read: {_short(reason, 300)}"
         ) from error
 
-
+# %% ../nbs/90g_model_files.ipynb #b6689c31
 def _check_config(config, weights):
     "The cards in a configuration whose file holds so many `weights`."
-    cards, layers = {}, []
+    layers = []  # (kind, settings) of each
     for found in _dictionaries(config):
         settings = found.get("config")
         if isinstance(settings, dict):
             _check_layer(settings)
-            layers.append(settings)
-            if found.get("class_name") in ("ModelCard", "DetectorCard"):
-                cards[found["class_name"]] = _card(settings)
+            layers.append((found.get("class_name"), settings))
         elif _ANCHORS <= set(found):
             _check_layer({name: found[name] for name in _ANCHORS})
-    asked = _asks_for(layers)
+    asked = _asks_for([settings for _, settings in layers])
     if asked > 100 * weights + 10_000_000:
         raise ValueError(
             f"its layers ask for {asked} weights, and it holds {weights}"
         )
+    cards = {k: _card(s) for k, s in layers if k in ("ModelCard", "DetectorCard")}
+    for hyperparameters, _ in cards.values():
+        _check_agreement(layers, hyperparameters)
     return [cards[n] for n in ("ModelCard", "DetectorCard") if n in cards]
+
+
+def _check_agreement(layers, hyperparameters):
+    "`ValueError` where the layers of a detector contradict its hyperparameters."
+    for kind, settings in layers:
+        anchors, std = settings.get("parameters"), settings.get("std")
+        if (
+            kind == "Anchors"
+            and AnchorParameters(**anchors) != hyperparameters.anchors
+        ):
+            raise ValueError("its anchors are not those of its hyperparameters")
+        if kind == "RegressBoxes" and tuple(std) != hyperparameters.box_std:
+            raise ValueError("its box_std is not that of its hyperparameters")
 
 # %% ../nbs/90g_model_files.ipynb #5e0b2c16
 # what the weights mean nothing without
@@ -249,7 +269,7 @@ def architecture_of(
     hyperparameters = hyperparameters_of(path)
     return {name: getattr(hyperparameters, name) for name in ARCHITECTURE}
 
-
+# %% ../nbs/90g_model_files.ipynb #64bdb62c
 def _first_card(path):
     "Hyperparameters and class names of a file's training model."
     path = Path(path)

@@ -305,14 +305,26 @@ BACKBONES = {
     "tiny": Backbone(residual_network, "tf", ("c1", "c2", "c3", "c4", "c5")),
 }
 
+# %% ../nbs/02_resnet50.ipynb #5e0b6b01
+def _set_up_for_training(body, last_frozen, freeze_batch_norm, momentum):
+    """Freeze the layers of `body` up to that named `last_frozen`, and BatchNorm
+    if asked for; set BatchNorm's momentum unless it is None.
+    """
+    names = [layer.name for layer in body.layers]
+    frozen = names.index(last_frozen) + 1 if last_frozen else 0
+    for i, layer in enumerate(body.layers):
+        is_norm = isinstance(layer, keras.layers.BatchNormalization)
+        if is_norm and momentum is not None:
+            layer.momentum = momentum
+        if i < frozen or (is_norm and freeze_batch_norm):
+            layer.trainable = False
+
 # %% ../nbs/02_resnet50.ipynb #83a23218
 def feature_extractor(
     name: str = "resnet50",  # a key of BACKBONES
     weights: str | None = None,  # None or "imagenet"
-    # of every BatchNorm; None keeps the backbone's own
-    batch_norm_momentum: float | None = None,
-    # stages, from the first, that do not learn: 0…5
-    freeze_stages: int = 0,
+    batch_norm_momentum: float | None = None,  # None keeps the backbone's own
+    freeze_stages: int = 0,  # stages, from the first, that don't learn: 0…5
     freeze_batch_norm: bool = False,  # keep every BatchNorm as loaded
 ) -> keras.Model:
     """Normalised pictures (B, H, W, 3), H and W multiples of 32, → `[C3, C4, C5]`
@@ -337,25 +349,10 @@ def feature_extractor(
         )
     backbone = BACKBONES[name]
     body = backbone.build(weights=weights)
-    names = [layer.name for layer in body.layers]
-    frozen = (
-        names.index(backbone.layers[freeze_stages - 1]) + 1
-        if freeze_stages
-        else 0
-    )
-    for i, layer in enumerate(body.layers):
-        if isinstance(layer, keras.layers.BatchNormalization):
-            if batch_norm_momentum is not None:
-                layer.momentum = batch_norm_momentum
-            if freeze_batch_norm:
-                layer.trainable = False
-        if i < frozen:
-            layer.trainable = False
-    return keras.Model(
-        body.input,
-        [body.get_layer(n).output for n in backbone.layers[2:]],
-        name=name,
-    )
+    frozen = backbone.layers[freeze_stages - 1] if freeze_stages else None
+    _set_up_for_training(body, frozen, freeze_batch_norm, batch_norm_momentum)
+    outputs = [body.get_layer(n).output for n in backbone.layers[2:]]
+    return keras.Model(body.input, outputs, name=name)
 
 # %% ../nbs/02_resnet50.ipynb #b6745581
 def resnet50(

@@ -34,8 +34,7 @@ class ModelCard(keras.layers.Layer):
     the model's outputs their names and float32.
 
     `(regression, classification)` → `{"regression": (B, N, 4), "classification":
-    (B, N, K)}`. It has no weights. Raises `ValueError` where the file was written
-    by a newer format.
+    (B, N, K)}`; no weights. Raises `ValueError` for a file of a newer format.
     """
 
     def __init__(
@@ -53,17 +52,13 @@ class ModelCard(keras.layers.Layer):
             )
         if isinstance(hyperparameters, str):
             hyperparameters = HyperParameters.from_json(hyperparameters)
-        self.hyperparameters, self.class_names, self.format_version = (
-            hyperparameters,
-            list(class_names),
-            format_version,
-        )
+        self.hyperparameters = hyperparameters
+        self.class_names = list(class_names)
+        self.format_version = format_version
 
     def call(self, regression, classification):
-        return {
-            "regression": ops.cast(regression, "float32"),
-            "classification": ops.cast(classification, "float32"),
-        }
+        outputs = {"regression": regression, "classification": classification}
+        return {name: ops.cast(x, "float32") for name, x in outputs.items()}
 
     def compute_output_spec(self, regression, classification):
         return {
@@ -106,7 +101,7 @@ def _check_arguments(num_classes, hyperparameters):
             f" by name), not {_short(repr(hyperparameters))}"
         )
 
-
+# %% ../nbs/03c_retinanet.ipynb #44b5ed40
 def _names(class_names, num_classes, weights):
     """The names of the classes as a list: those given, those of the file that the
     weights come from, or made-up ones.
@@ -141,14 +136,28 @@ def _names_in(weights):
     cards = check_model_file(weights)
     return cards[0][1] if cards else []
 
+# %% ../nbs/03c_retinanet.ipynb #5e0b3d01
+def _rows(levels, num_classes, h):
+    "Both subnets over all levels: deltas (B, N, 4) and logits (B, N, K)."
+    per_cell = h.anchors.num_anchors
+    shape = (h.feature_size, h.subnet_depth)
+    boxes = regression_subnet(per_cell, *shape, h.subnet_norm)
+    classes = classification_subnet(
+        num_classes, per_cell, *shape, h.prior_probability, h.subnet_norm
+    )
+    deltas = keras.layers.Concatenate(axis=1, name="deltas")(
+        [boxes(level) for level in levels]
+    )
+    logits = keras.layers.Concatenate(axis=1, name="logits")(
+        [classes(level) for level in levels]
+    )
+    return deltas, logits
+
 # %% ../nbs/03c_retinanet.ipynb #b03c1351
 def retinanet_model(
-    # K, at least 1; labels are 0…K−1, and background is no class
-    num_classes: int,
-    # of the network; the rest is only carried along
+    num_classes: int,  # K, at least 1; background is no class
     hyperparameters: HyperParameters = HyperParameters(),
-    # K names; None: those of the weights' file, or "class 0", "class 1", …
-    class_names=None,
+    class_names=None,  # K names; None: those of the weights' file, or made up
     # None, "imagenet" (the backbone), a .keras or a .weights.h5 file
     weights: str | Path | None = None,
 ) -> keras.Model:
@@ -175,20 +184,7 @@ def retinanet_model(
         freeze_batch_norm=h.freeze_batch_norm,
     )
     levels = feature_pyramid(*features, feature_size=h.feature_size)
-
-    per_cell = h.anchors.num_anchors
-    shape = (h.feature_size, h.subnet_depth)
-    boxes = regression_subnet(per_cell, *shape, h.subnet_norm)
-    classes = classification_subnet(
-        num_classes, per_cell, *shape, h.prior_probability, h.subnet_norm
-    )
-    deltas = keras.layers.Concatenate(axis=1, name="deltas")(
-        [boxes(level) for level in levels]
-    )
-    logits = keras.layers.Concatenate(axis=1, name="logits")(
-        [classes(level) for level in levels]
-    )
-    outputs = ModelCard(h, names, name="card")(deltas, logits)
+    outputs = ModelCard(h, names, name="card")(*_rows(levels, num_classes, h))
     model = keras.Model(images, outputs, name="retinanet")
     if weights not in (None, "imagenet"):
         load_weights(model, weights)
@@ -215,12 +211,13 @@ def read_model(
             f" {_reason(error)}"
         ) from error
     _check_finite(model, path)
+    _check_names(model, path)
     return model
 
-
+# %% ../nbs/03c_retinanet.ipynb #c172d187
 def _reason(error):
-    """Why Keras could not read something, in a line. It wraps the cause in pages of
-    configuration, and says it in its last "Exception encountered: …".
+    """Why Keras could not read something, in a line. It wraps the cause in pages
+    of configuration, and says it in its last "Exception encountered: …".
     """
     said = "Exception encountered: "
     lines = [line for line in str(error).splitlines() if line.strip()]
@@ -243,10 +240,24 @@ def _check_finite(model, path):
             " diverged, or something changed it; take an earlier file"
         )
 
+
+def _check_names(model, path):
+    "`ValueError` that names the file where a network has more or fewer names."
+    outputs = getattr(model, "output", None)
+    card = model_card(model)
+    if not isinstance(outputs, dict) or card is None:
+        return
+    num_classes = outputs["classification"].shape[-1]
+    if len(card.class_names) != num_classes:
+        raise ValueError(
+            f"{path} has {len(card.class_names)} class_names for a network of"
+            f" {num_classes} classes"
+        )
+
 # %% ../nbs/03c_retinanet.ipynb #5e0b3c03
 def _check_coding(path, theirs, mine):
-    """`ValueError` where the hyperparameters `theirs`, of the file, mean something
-    else by the same numbers than `mine`.
+    """`ValueError` where `theirs`, the file's hyperparameters, mean something
+    else by the same weights than `mine`.
     """
     for name in ("anchors", "box_std"):
         if getattr(theirs, name) != getattr(mine, name):
@@ -260,8 +271,8 @@ def _check_coding(path, theirs, mine):
 
 
 def _class_order(theirs, mine):
-    """For each class of `mine` its place among `theirs`; None where they are other
-    classes.
+    """For each class of `mine` its place among `theirs`; None where they are
+    other classes.
     """
     in_order = list(range(len(mine)))
     if len(theirs) != len(mine):
@@ -274,8 +285,8 @@ def _class_order(theirs, mine):
 
 
 def _sorted_rows(rows, order):
-    """The last classification weights (…, A·K), which list the classes of one anchor
-    after the other, with the classes in another order.
+    """The last classification weights (…, A·K), in which an anchor's classes
+    stand one after the other, with the classes in another order.
     """
     rows = ops.convert_to_numpy(rows)
     apart = rows.reshape(*rows.shape[:-1], -1, len(order))
@@ -337,7 +348,7 @@ def _load_keras(model, path):
     if wrong:
         raise _misfit(
             path,
-            f"{len(wrong)} of {len(fits)} weights differ, the first is {wrong[0]}",
+            f"{len(wrong)} of {len(fits)} weights differ, first {wrong[0]}",
         )
     fresh = []
     for v in model.weights:
@@ -386,7 +397,7 @@ def _load_h5(model, path):
         raise _misfit(path, f"{len(skipped)} layers differ, one is {min(others)}")
     _check_finite(model, path)
     print(
-        f"{path.name}: it holds weights only; that anchors, box_std and the order of"
-        " classes are those it was trained with is taken on trust"
+        f"{path.name}: it holds weights only; that anchors, box_std and the order"
+        " of classes are those it was trained with is taken on trust"
     )
     return sorted(skipped)

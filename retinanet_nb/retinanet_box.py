@@ -116,6 +116,23 @@ def _training_model(
         else None
     )
 
+
+def _network(model, dtype):
+    "`_training_model`; `ValueError` where there is none, or no such precision."
+    network = _training_model(model)
+    if network is None:
+        raise ValueError(
+            "retinanet_box needs a model of retinanet_model (or its trainer),"
+            " with the outputs 'regression' and 'classification', not"
+            f" {_short(repr(model))}"
+        )
+    if dtype not in (None, "float32", "mixed_bfloat16"):
+        raise ValueError(
+            "dtype must be 'float32', 'mixed_bfloat16' or None, not"
+            f" {_short(repr(dtype))}"
+        )
+    return network
+
 # %% ../nbs/04d_retinanet_box.ipynb #5e0b4d03
 def _settings(model, class_names, **given):
     """What a detector of `model` works with: its hyperparameters, with those of
@@ -140,8 +157,8 @@ def _settings(model, class_names, **given):
 
 # %% ../nbs/04d_retinanet_box.ipynb #5e0b4d05
 def _stages(images, outputs, h, class_specific_filter, nms):
-    """Boxes, scores and labels, symbolic, from symbolic pictures and the outputs of
-    a training model with the hyperparameters `h`.
+    """Boxes, scores and labels, symbolic, from symbolic pictures and the outputs
+    of a training model with the hyperparameters `h`.
     """
     anchors = Anchors(h.anchors, name="anchors")(images)
     boxes = RegressBoxes(h.box_std, name="boxes")(
@@ -164,17 +181,13 @@ def _stages(images, outputs, h, class_specific_filter, nms):
 
 # %% ../nbs/04d_retinanet_box.ipynb #42338946
 def retinanet_box(
-    # of retinanet_model, or a trainer that holds one in .model
-    model,
+    model,  # of retinanet_model, or a trainer that holds one in .model
     class_names=None,  # None: those that the model carries
-    # suppress boxes that overlap a better one
-    nms: bool = True,
-    # only boxes of one class suppress each other
-    class_specific_filter: bool = True,
+    nms: bool = True,  # suppress boxes that overlap a better one
+    class_specific_filter: bool = True,  # suppress within a class only
     # the next four: None takes the model's own hyperparameters
     score_threshold: float | None = None,
-    # a better box suppresses those that overlap it more than this
-    nms_threshold: float | None = None,
+    nms_threshold: float | None = None,  # a better box suppresses above it
     max_detections: int | None = None,  # D
     pre_nms_top_k: int | None = None,  # candidates that enter suppression
     # "float32", "mixed_bfloat16" for speed, None: as the model computes
@@ -189,18 +202,7 @@ def retinanet_box(
     where `model` isn't a RetinaNet or an argument is out of range. Source:
     RetinaNet (Lin et al. 2017), section 4.1, "Inference".
     """
-    network = _training_model(model)
-    if network is None:
-        raise ValueError(
-            "retinanet_box needs a model of retinanet_model (or its trainer),"
-            " with the outputs 'regression' and 'classification', not"
-            f" {_short(repr(model))}"
-        )
-    if dtype not in (None, "float32", "mixed_bfloat16"):
-        raise ValueError(
-            "dtype must be 'float32', 'mixed_bfloat16' or None, not"
-            f" {_short(repr(dtype))}"
-        )
+    network = _network(model, dtype)
     h, names = _settings(
         network,
         class_names,
@@ -229,11 +231,9 @@ def load_detector(
     """
     model = read_model(path)
     if isinstance(model, Detector):
+        inner = _inside(model, path)
         if not options:
             return model
-        (inner,) = [
-            layer for layer in model.layers if isinstance(layer, keras.Model)
-        ]
         kept = {
             "class_names": model.class_names,
             "dtype": None,
@@ -246,6 +246,30 @@ def load_detector(
             " retinanet_box or retinanet_model was expected"
         )
     return retinanet_box(model, **options)
+
+# %% ../nbs/04d_retinanet_box.ipynb #5e0b4e02
+def _inside(detector, path):
+    "The training model in a detector; `ValueError` where a part is missing."
+    parts = {layer.name: layer for layer in detector.layers}
+    networks = [p for p in parts.values() if _training_model(p) is not None]
+    card = parts.get("detections")
+    whole = (
+        len(networks) == 1
+        and isinstance(card, DetectorCard)
+        and isinstance(parts.get("filter"), FilterDetections)
+    )
+    if not whole:
+        raise ValueError(
+            f"{path} holds a detector that lacks one of its parts: the network,"
+            " the layer 'filter', or the layer 'detections'"
+        )
+    num_classes = networks[0].output["classification"].shape[-1]
+    if len(card.class_names) != num_classes:
+        raise ValueError(
+            f"{path} has {len(card.class_names)} class_names for a network of"
+            f" {num_classes} classes"
+        )
+    return networks[0]
 
 # %% ../nbs/04d_retinanet_box.ipynb #06909604
 @dataclass(frozen=True)
@@ -285,7 +309,7 @@ def _as_picture(
         raise ValueError(f"a picture must hold numbers 0…255, not {image.dtype}")
     return image.astype(np.float32)
 
-
+# %% ../nbs/04d_retinanet_box.ipynb #5e0b4d0c
 def detect(
     detector,  # of retinanet_box or load_detector
     # (H, W, 3) RGB 0…255, or a list of such pictures of any sizes

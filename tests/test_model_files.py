@@ -138,6 +138,15 @@ DOCTORED = {
     "a layer's filters": ('"filters": 96', '"filters": 960000000', "filters"),
     "a layer's kernel": ('"kernel_size": [3, 3]', '"kernel_size": [90000, 90000]', "weights"),
     "infinity": ('"epsilon": 0.001', '"epsilon": 1e999', "epsilon"),
+    "a kernel without holes": ('"dilation_rate": [1, 1]', '"dilation_rate": [1, 0]', "dilation_rate"),
+    "half a hole": ('"dilation_rate": [1, 1]', '"dilation_rate": [1, 0.5]', "dilation_rate"),
+    "other anchors in the layer": ('"ratios": [0.5, 1, 2]', '"ratios": [0.5, 1]', "anchors"),
+    "other anchors in the card": (
+        '\\"sizes\\": [\\n   32',
+        '\\"sizes\\": [\\n   16',
+        "anchors",
+    ),
+    "another box_std": ('"std": [0.2', '"std": [0.3', "box_std"),
     "no hyperparameters": ('"hyperparameters": "{', '"hyperparameters": "[{', "hyperparameters"),
     "another kind": ('"hyperparameters": "{', '"hyperparameters": 3, "was": "{', "hyperparameters"),
     "deep hyperparameters": (
@@ -156,6 +165,25 @@ DOCTORED = {
 def test_a_doctored_detector_asks_for_too_much(files, tmp_path, what):
     old, new, field = DOCTORED[what]
     refused(with_config(files / "detector.keras", tmp_path / "doctored.keras", old, new), field)
+
+
+@pytest.mark.parametrize("name", ["detections", "filter", "retinanet"])
+def test_a_detector_that_lacks_a_part(files, tmp_path, name):
+    # the part is there under another name, or as another kind of layer
+    path = with_config(files / "detector.keras", tmp_path / "renamed.keras", f'"{name}"', f'"{name}_"')
+    if name == "retinanet":  # whatever it is called
+        assert load_detector(path).class_names == list(NAMES)
+    else:
+        with pytest.raises(ValueError, match="renamed.keras .*lacks one of its parts"):
+            load_detector(path)
+
+
+def test_names_of_a_network_are_as_many_as_its_classes(files, tmp_path):
+    path = with_config(files / "model.keras", tmp_path / "named.keras", '"ball", ', "")
+    refused(path, "2 class_names", "3 classes")
+    path = with_config(files / "detector.keras", tmp_path / "named.keras", '"ball", ', "")
+    with pytest.raises(ValueError, match="named.keras has 2 class_names for a network of 3 classes"):
+        load_detector(path)
 
 
 def test_the_limits_leave_room(files, tmp_path):

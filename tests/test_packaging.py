@@ -61,7 +61,7 @@ def test_floors(required):
     def lowest(name, extra=""):
         return min(Version(s.version) for s in required[extra][name].specifier if s.operator == ">=")
 
-    assert lowest("keras") >= Version("3.14")  # the safe mode of older ones can be passed
+    assert lowest("keras") >= Version("3.15")  # the safe mode of older ones can be passed
     assert lowest("opencv-python-headless") >= Version("4.10.0.84")
     assert lowest("tensorflow", "tensorflow") >= Version("2.18")
 

@@ -386,3 +386,20 @@ def test_a_check_replaces_nothing_of_somebody_elses(data, tmp_path, monkeypatch)
         with pytest.raises(ValueError, match=name):
             self_check(data, H, progress=False, folder=folder)
         assert (folder / name).read_bytes() == b"my own"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"stages": 3}',
+        '{"stages": [{"nme": 1}]}',
+        '{"stages": [], "pictures": 1}',
+    ],
+)
+def test_a_report_that_is_none(text):
+    with pytest.raises(ValueError, match="no report of a self-check"):
+        SelfCheck.from_json(text)
