@@ -580,7 +580,7 @@ def _piece(COCO, label, pictures, found, mine, objects, truth):
 # %% ../nbs/07a_evaluation.ipynb #1f6a0c14
 COCO_MOST = 100  # detections of a class in a picture that COCO looks at
 PIECE = 50_000  # detections that are dictionaries at one time
-MANY = 1_000_000  # detections of a class whose sizes are taken one by one
+MANY = 250_000  # detections of a class whose sizes are taken one by one
 
 
 def _surest(found, label):

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import memory
+from retinanet_nb import evaluation
 from retinanet_nb.evaluation import (
     COCO_FIGURES,
+    LEGEND,
+    METRICS,
+    POINTS,
+    Curve,
+    Detections,
+    Objects,
     average_precision,
     coco_metrics,
     evaluate,
@@ -24,6 +33,9 @@ from retinanet_nb.evaluation import (
     judge,
     match_detections,
     precision_recall,
+    precision_recall_curve,
+    stack_detections,
+    stack_objects,
 )
 from retinanet_nb.mistakes import (
     confusion_matrix,
@@ -779,3 +791,242 @@ def test_mistakes_are_the_outcomes_one_by_one():
     assert (
         crop.shape == (80, 80, 3) and (crop == (255, 150, 0)).all(-1).any()
     )  # orange dashes: 20 pixels become 40, in the middle
+
+
+# ---------------------------------------------------------------- arrays, areas, pieces
+
+
+def test_detections_in_arrays():
+    "Entries are views, padding is gone, kinds stay, and the whole behaves as a sequence."
+    first = Found(np.array([[0, 0, 4, 4], [-1] * 4, [1, 1, 2, 2]], np.float32), [0.5, -1, 0.25], [1, -1, 0])
+    row = stack_detections(iter([first, EMPTY, first]))
+    assert isinstance(row, Detections) and len(row) == 3 and stack_detections(row) is row
+    assert row.ends.tolist() == [0, 2, 2, 4] and row.picture.tolist() == [0, 0, 2, 2]
+    assert row.boxes.dtype == np.float64 and row.labels.dtype == np.int32  # EMPTY is float64
+    assert row[-1].scores.tolist() == [0.5, 0.25] and [len(f.labels) for f in row] == [2, 0, 2]
+    assert np.shares_memory(row[2].boxes, row.boxes)
+    assert row.take([1, 2]).ends.tolist() == [0, 1, 1, 2] and row.take([1, 2])[2].labels.tolist() == [1]
+    with pytest.raises(IndexError):
+        row[3]
+    narrow = [Found(first.boxes, np.float32([0.5, -1, 0.25]), first.labels)] * 2
+    assert stack_detections(narrow).boxes.dtype == stack_detections(narrow).scores.dtype == np.float32
+    many = [found(np.full((n, 4), n), [0.5] * n) for n in range(100)]  # grows more than once
+    assert np.array_equal(stack_detections(many).boxes[:, 0], np.repeat(range(100), range(100)))
+
+
+def test_objects_in_arrays():
+    "An area of the annotation goes before the box's."
+    one, two = truth(SQUARES, [0, 1], crowd=[True, False]), truth(SQUARES[:1], difficult=[True])
+    two.areas = np.array([7.0])
+    row = stack_objects([one, truth([]), two])
+    assert (
+        isinstance(row, Objects) and row.areas.tolist() == [100, 100, 7] and row.ends.tolist() == [0, 2, 2, 3]
+    )
+    assert row.ignored.tolist() == [True, False, True] and row.picture.tolist() == [0, 0, 2]
+    assert stack_objects(row) is row and row.labels.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_coco_sizes_are_the_annotations(library):
+    "Areas unlike the boxes': the figures by size are the library's own for these areas, the others stay."
+    pytest.importorskip(library)
+    detected, truths = random_data(21, pictures=60, num_classes=2, detections=80, crowd=0.1)
+    by_box = coco_metrics(detected, truths, 2, library)[0]
+    rng = np.random.default_rng(5)
+    for t in truths[:-5]:  # the last ones have none
+        t.areas = (box_area(t.boxes) * rng.uniform(0.05, 1, len(t.boxes))).astype(np.float32)
+    figures, per_class = coco_metrics(detected, truths, 2, library)
+    expected, classes = pycocotools_alone(detected, truths, 2)
+    np.testing.assert_allclose([figures[n] for n in COCO_FIGURES], expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(per_class, classes, rtol=0, atol=1e-9)
+    for name in COCO_FIGURES:
+        same = abs(figures[name] - by_box[name]) < 1e-12
+        assert same == (name[-1] not in "sml"), name
+
+
+def box_area(boxes):
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("decimals", [1, 6])
+def test_coco_in_pieces(monkeypatch, library, decimals):
+    "Pieces of few detections, sizes one by one, and more than a hundred of a class in a picture, many with equal scores."
+    pytest.importorskip(library)
+    detected, truths = random_data(
+        22, pictures=12, num_classes=2, most=12, detections=500, crowd=0.1, decimals=decimals
+    )
+    assert max(np.bincount(d.labels).max(initial=0) for d in detected) > 150
+    expected, classes = pycocotools_alone(detected, truths, 2)
+    whole = list(coco_metrics(detected, truths, 2, library)[0].values())
+    monkeypatch.setattr(evaluation, "PIECE", 300)
+    monkeypatch.setattr(evaluation, "MANY", 100)
+    figures, per_class = coco_metrics(detected, truths, 2, library)
+    np.testing.assert_allclose(whole, expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(list(figures.values()), expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(per_class, classes, rtol=0, atol=1e-9)
+
+
+def test_memory_of_an_evaluation():
+    "300,000 detections from pictures to confusions, in a process of its own."
+    steps = memory.measured(1000, 300, 20)
+    assert [name for name, _, _ in steps][-1] == "confusions"
+    assert max(megabytes for _, _, megabytes in steps) < 350, steps  # as a dictionary each: 508
+
+
+# ---------------------------------------------------------------- names and bad input
+
+
+def test_metric_by_name(tmp_path):
+    detected, truths = random_data(11, pictures=12)
+    report = evaluate_detections(detected, truths, ("a", "b", "c"))
+    assert METRICS == ("voc07", "voc", "coco")
+    assert [report.metric(n) for n in METRICS] == [report.voc07_map, report.voc_map, report.coco_ap]
+    assert all(type(report.metric(n)) is float for n in METRICS)
+    none = evaluate_detections(detected, truths, ("a", "b", "c"), coco=False)
+    assert np.isnan(none.metric("coco")) and none.metric("voc") == report.metric("voc")
+    for name in ("AP", "VOC", None, ""):
+        with pytest.raises(ValueError, match="voc07, voc or coco"):
+            report.metric(name)
+    saved = json.loads(none.to_json(tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
+    assert saved["coco"] == {} and saved["classes"]["a"]["coco"] is None
+
+
+def with_image(t, **attributes):
+    for name, value in {"image": "album/cat.jpg", **attributes}.items():
+        setattr(t, name, value)
+    return t
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (dict(difficult=[True]), "2 boxes but 1 difficult"),
+        (dict(crowd=[True] * 3), "2 boxes but 3 crowd"),
+        (dict(areas=[1.0]), "2 boxes but 1 areas"),
+        (dict(areas=[1.0, -1]), "area"),
+        (dict(areas=[1.0, float("nan")]), "area"),
+        (dict(labels=[0]), "2 boxes but 1 labels"),
+        (dict(labels=[0, -1]), "label −1"),
+        (dict(labels=[0, 1.5]), "label 1.5"),
+        (dict(boxes=[[0, 0, 1, float("inf")]] * 2), "not finite"),
+        (dict(boxes=[[0, 0, 1]] * 2), r"shape \(2, 3\)"),
+    ],
+)
+def test_bad_records_name_their_picture(change, message):
+    truths = [truth(SQUARES), with_image(truth(SQUARES), **change)]
+    for function in (
+        lambda: evaluate_detections([EMPTY] * 2, truths, ["a"]),
+        lambda: match_detections([EMPTY] * 2, truths),
+        lambda: coco_metrics([EMPTY] * 2, truths, 1),
+        lambda: outcomes([EMPTY] * 2, truths),
+        lambda: confusion_matrix([EMPTY] * 2, truths, 1),
+    ):
+        with pytest.raises(ValueError, match=rf"picture 1 \(album/cat.jpg\).*{message}"):
+            function()
+
+
+@pytest.mark.parametrize(
+    "boxes,scores,labels,message",
+    [
+        (SQUARES, [0.9, float("nan")], [0, 0], "not a finite number"),
+        ([SQUARES[0], [0, 0, 1, float("inf")]], [0.9, 0.8], [0, 0], "not a finite number"),
+        (SQUARES, [0.9], [0, 0], "2 boxes, 1 scores and 2 labels"),
+        (SQUARES, [0.9, 0.8], [0, 1], "label 1, but there are only 1 classes"),
+        (SQUARES, [0.9, 0.8], [0, -2], "label -2"),
+        (SQUARES, [0.9, 0.8], [0, 0.5], "label 0.5"),
+        (SQUARES, [0.9, 0.8], [0, 2**32], "label 4294967296"),
+        (SQUARES, [0.9, 0.8], [0, float("nan")], "label nan"),
+        ([0, 0, 1, 1], [0.9], [0], r"shape \(4,\)"),
+    ],
+)
+def test_bad_detections_name_their_picture(boxes, scores, labels, message):
+    truths = [truth(SQUARES), with_image(truth(SQUARES))]
+    detected = [EMPTY, Found(np.array(boxes), np.array(scores), np.array(labels))]
+    for function in (
+        lambda: evaluate_detections(detected, truths, ["a"]),
+        lambda: coco_metrics(detected, truths, 1),
+        lambda: confusion_matrix(detected, truths, 1),
+    ):
+        with pytest.raises(ValueError, match=rf"picture 1 \(album/cat.jpg\).*{message}"):
+            function()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        dict(batch_size=0),
+        dict(batch_size=-1),
+        dict(batch_size=2.5),
+        dict(iou_threshold=0),
+        dict(iou_threshold=float("nan")),
+        dict(iou_threshold=50),
+        dict(score_threshold=-0.1),
+        dict(score_threshold=2),
+        dict(score_threshold=float("nan")),
+        dict(score_threshold="high"),
+    ],
+)
+def test_options_out_of_range_are_named(option):
+    "Before the detector is asked anything."
+    (name,) = option
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        evaluate(None, None, **option)
+    if name != "batch_size":
+        report = evaluate_detections([EMPTY], [truth([])], ["a"], coco=False)
+        for function in (outcomes, partial(confusion_matrix, num_classes=1)):
+            with pytest.raises(ValueError, match=f"^{name} must be"):
+                function(report.detections, [truth([])], **option)
+    if name == "score_threshold":
+        for function in (worst, find_mistakes, show_worst):
+            with pytest.raises(ValueError, match=f"^{name} must be"):
+                function(report, [truth([])], **option)
+
+
+# ---------------------------------------------------------------- two hundred classes
+
+
+def test_curve_of_a_class():
+    curve = precision_recall_curve([0.2, 0.9, 0.5], [1, -1, 0], 2)
+    assert isinstance(curve, Curve) and curve.num_objects == 2
+    assert curve.scores.tolist() == [0.5, 0.2] and curve.hits.tolist() == [False, True]
+    assert curve.recall.tolist() == [0, 0.5] and curve.precision.tolist() == [0, 0.5]
+
+
+def drawn(report):
+    "The axes of a report's curves, laid out, in a figure of the demo's size."
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from retinanet_nb.demo import curves_figure
+
+    figure = curves_figure(report)
+    FigureCanvasAgg(figure).draw()
+    return figure.axes[0]
+
+
+@pytest.mark.parametrize("classes,named", [(3, 3), (LEGEND, LEGEND), (LEGEND + 1, LEGEND), (200, LEGEND)])
+def test_legend_fits(classes, named):
+    "A line for every class, names of the best and the worst, and all of the legend inside the figure."
+    detected, truths = random_data(31, pictures=150, num_classes=classes, most=12, detections=30)
+    names = [f"a class with a name that has no end at all, number {k}" for k in range(classes)]
+    report = evaluate_detections(detected, truths, names, coco=False)
+    axes = drawn(report)
+    assert len(axes.lines) == (report.objects > 0).sum() > 0.9 * classes
+    texts = [t.get_text() for t in axes.get_legend().get_texts()]
+    assert len(texts) == named and all(len(t) < 40 for t in texts)
+    values = sorted(float(t.split()[-1]) for t in texts)
+    every = sorted(report.voc[report.objects > 0].round(2))
+    half = named // 2
+    assert classes <= LEGEND or values == pytest.approx(every[:half] + every[-half:], abs=0.011)
+    box, figure = axes.get_legend().get_window_extent(), axes.figure.bbox
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.x1 and box.y1 <= figure.y1
+    assert axes.get_window_extent().width > figure.width / 4
+
+
+def test_curves_are_thinned():
+    "A class with many detections draws no more points than a figure can show, from the first to the last."
+    rng = np.random.default_rng(0)
+    boxes = np.tile([[0.0, 0, 9, 9]], (10_000, 1))
+    report = evaluate_detections([found(boxes, rng.random(10_000))], [truth(SQUARES)], ["a"], coco=False)
+    (line,) = drawn(report).lines
+    assert len(line.get_xdata()) <= POINTS + 1 and line.get_ydata()[0] == 1 and line.get_ydata()[-1] == 0
+    assert line.get_ydata()[-2] == pytest.approx(1 / 10_000)
