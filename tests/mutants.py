@@ -279,11 +279,12 @@ class Mutation:
         assert self.fork(items, None, 900) == 0, "the tests could not be run"
         failed, seconds, calls = json.loads(self.options.notes.read_text())
         sound = time.time() - started
+        failed += [t for t, s in seconds.items() if s > self.options.slowest and t not in failed]
         items = sorted((i for i in items if i.nodeid not in failed), key=lambda i: seconds[i.nodeid])
         print(f"{self.module}: {len(items)} tests, {len(failed)} left out, {sound:.0f} s", flush=True)
         whole = functions(self.path.read_text())
         found, lines = list(mutants(self.path.read_text())), self.path.read_text().splitlines()
-        for number in self.options.only or range(len(found)):
+        for number in self.options.only or range(0, len(found), self.options.every):
             line, text, tree = found[number]
             code = compile(ast.unparse(ast.fix_missing_locations(tree)), str(self.path), "exec")
             first, last = next((span for span in whole if span[0] <= line <= span[1]), (0, len(lines)))
@@ -294,7 +295,7 @@ class Mutation:
                     f"  {number:4} survives, line {line}: {text}    | {lines[line - 1].strip()[:70]}",
                     flush=True,
                 )
-        ran, left = len(self.options.only or found), len(self.survivors)
+        ran, left = len(self.options.only or found[:: self.options.every]), len(self.survivors)
         print(
             f"{self.module}: {ran - left} of {ran} mutants killed ({1 - left / ran:.1%}) on {self.options.engine}"
             f" in {time.time() - started:.0f} s; survivors: {' '.join(map(str, self.survivors))}",
@@ -326,6 +327,8 @@ def main():
     parser.add_argument("--only", nargs="+", type=int, help="numbers of mutants")
     parser.add_argument("--show", action="store_true", help="show what the tests print")
     parser.add_argument("--list", action="store_true", help="list the mutants and run nothing")
+    parser.add_argument("--every", type=int, default=1, help="take every N-th mutant")
+    parser.add_argument("--slowest", type=float, default=60, help="leave out tests that take more seconds")
     parser.add_argument("--engine", default="numpy", choices=("numpy", "tensorflow", "jax"))
     options = parser.parse_args()
     os.environ.update(

@@ -36,18 +36,26 @@ def is_float32(layer):
 
 
 @pytest.mark.parametrize(
-    "function",
-    [match_anchors, assign_targets, filter_detections, non_max_suppression, focal_loss, smooth_l1_loss],
+    "name",
+    [
+        "match_anchors",
+        "assign_targets",
+        "filter_detections",
+        "non_max_suppression",
+        "focal_loss",
+        "smooth_l1_loss",
+    ],
 )
-def test_defaults_are_the_hyperparameters(function):
+def test_defaults_are_the_hyperparameters(name):
+    function = globals()[name]
     h = HyperParameters()
     names = {"class_specific_filter": True, "nms": True, "std": h.box_std}
     given = {
         k: p.default for k, p in inspect.signature(function).parameters.items() if p.default is not p.empty
     }
     assert given
-    for name, value in given.items():
-        assert value == (names[name] if name in names else getattr(h, name)), name
+    for option, value in given.items():
+        assert value == (names[option] if option in names else getattr(h, option)), option
 
 
 def test_defaults_of_coding_and_of_the_layers():
@@ -95,6 +103,7 @@ def test_anchors_layer_says_its_shape():
     assert tuple(layer.compute_output_shape((None, 40, 57, 3))) == (1, 6 * cells, 4)
     assert tuple(layer.compute_output_shape((2, 57, 40, 3))) == (1, 6 * cells, 4)
     assert len(anchors_for_shape((40, 57), OTHER_ANCHORS)) == 6 * cells
+    assert tuple(layer.compute_output_shape((None, 40, 57, None))) == (1, 6 * cells, 4)  # grey or colour
     for shape in ((None, None, None, 3), (2, None, 57, 3), (2, 40, None, 3)):
         assert tuple(layer.compute_output_shape(shape)) == (1, None, 4)
     for shape in ((40, 57, 3), (1, 2, 40, 57, 3)):
