@@ -315,9 +315,7 @@ def _checked_state(folder):
     except TypeError:
         good = False
     if not good:
-        raise ValueError(
-            f"{folder} is damaged: a file differs from what was written"
-        )
+        raise ValueError("a file differs from what was written")
     return state
 
 # %% ../nbs/07b_training.ipynb #b7d3910c
@@ -368,7 +366,7 @@ def _first_readable(folders, trainer):
         try:
             state = _read_state(folder, trainer)
         except (ValueError, OSError, KeyError) as error:
-            failed.append(f"{folder} cannot be read ({_short(error)})")
+            failed.append(f"{folder} cannot be read ({_short(error, 160)})")
             continue
         for text in failed:
             print(f"{text}: going on from {folder.name}", file=sys.stderr)
