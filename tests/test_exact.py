@@ -396,3 +396,16 @@ def test_everything_public_is_exported():
     assert set(filtering.__all__) >= {"FilterDetections", "filter_detections", "non_max_suppression"}
     assert set(losses.__all__) >= {"focal_loss", "smooth_l1_loss"}
     assert set(targets.__all__) >= {"BACKGROUND", "IGNORED", "assign_targets", "match_anchors"}
+
+
+def test_without_objects_all_is_background_even_where_nothing_is_below_the_threshold():
+    anchors = np.array([[0, 0, 10, 10], [40, 40, 50, 50]], "float32")
+    for boxes, labels in (
+        (np.zeros((1, 0, 4)), np.zeros((1, 0))),
+        (np.full((1, 2, 4), -1.0), np.full((1, 2), -1)),
+    ):
+        classes = numpy(assign_targets(anchors, boxes, labels, negative_overlap=0.0)[1])
+        assert classes.tolist() == [[BACKGROUND, BACKGROUND]]
+    # an overlap of nought is not below a threshold of nought
+    far = assign_targets(anchors, np.array([[[0, 0, 10, 10]]]), np.array([[1]]), negative_overlap=0.0)
+    assert numpy(far[1]).tolist() == [[1, IGNORED]]
