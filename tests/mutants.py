@@ -201,11 +201,12 @@ def _is_own(value, module, name):
 
 
 def functions(source):
-    """First and last line of every function of a module and of every method of its classes."""
+    """First line of every function of a module and of every method of its classes, first line of its body, last line."""
     tree = ast.parse(source)
     holders = [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))]
     found = [n for holder in holders for n in holder.body if isinstance(n, ast.FunctionDef)]
-    return [(min([n.lineno, *(d.lineno for d in n.decorator_list)]), n.end_lineno) for n in found]
+    starts = [min([n.lineno, *(d.lineno for d in n.decorator_list)]) for n in found]
+    return [(start, n.body[0].lineno, n.end_lineno) for start, n in zip(starts, found)]
 
 
 class Mutation:
@@ -287,7 +288,8 @@ class Mutation:
         for number in self.options.only or range(0, len(found), self.options.every):
             line, text, tree = found[number]
             code = compile(ast.unparse(ast.fix_missing_locations(tree)), str(self.path), "exec")
-            first, last = next((span for span in whole if span[0] <= line <= span[1]), (0, len(lines)))
+            # a default may be read without a call
+            first, _, last = next((span for span in whole if span[1] <= line <= span[2]), (0, 0, 0))
             fitting = [i for i in items if first == 0 or any(first <= n <= last for n in calls[i.nodeid])]
             if self.fork(fitting, code, 30 + 5 * sound) == 0:
                 self.survivors.append(number)
