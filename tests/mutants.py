@@ -201,11 +201,12 @@ def _is_own(value, module, name):
 
 
 def functions(source):
-    """First and last line of every function of a module and of every method of its classes."""
+    """First line of every function of a module and of every method of its classes, first line of its body, last line."""
     tree = ast.parse(source)
     holders = [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))]
     found = [n for holder in holders for n in holder.body if isinstance(n, ast.FunctionDef)]
-    return [(min([n.lineno, *(d.lineno for d in n.decorator_list)]), n.end_lineno) for n in found]
+    starts = [min([n.lineno, *(d.lineno for d in n.decorator_list)]) for n in found]
+    return [(start, n.body[0].lineno, n.end_lineno) for start, n in zip(starts, found)]
 
 
 class Mutation:
@@ -279,14 +280,16 @@ class Mutation:
         assert self.fork(items, None, 900) == 0, "the tests could not be run"
         failed, seconds, calls = json.loads(self.options.notes.read_text())
         sound = time.time() - started
+        failed += [t for t, s in seconds.items() if s > self.options.slowest and t not in failed]
         items = sorted((i for i in items if i.nodeid not in failed), key=lambda i: seconds[i.nodeid])
         print(f"{self.module}: {len(items)} tests, {len(failed)} left out, {sound:.0f} s", flush=True)
         whole = functions(self.path.read_text())
         found, lines = list(mutants(self.path.read_text())), self.path.read_text().splitlines()
-        for number in self.options.only or range(len(found)):
+        for number in self.options.only or range(0, len(found), self.options.every):
             line, text, tree = found[number]
             code = compile(ast.unparse(ast.fix_missing_locations(tree)), str(self.path), "exec")
-            first, last = next((span for span in whole if span[0] <= line <= span[1]), (0, len(lines)))
+            # a default may be read without a call
+            first, _, last = next((span for span in whole if span[1] <= line <= span[2]), (0, 0, 0))
             fitting = [i for i in items if first == 0 or any(first <= n <= last for n in calls[i.nodeid])]
             if self.fork(fitting, code, 30 + 5 * sound) == 0:
                 self.survivors.append(number)
@@ -294,7 +297,7 @@ class Mutation:
                     f"  {number:4} survives, line {line}: {text}    | {lines[line - 1].strip()[:70]}",
                     flush=True,
                 )
-        ran, left = len(self.options.only or found), len(self.survivors)
+        ran, left = len(self.options.only or found[:: self.options.every]), len(self.survivors)
         print(
             f"{self.module}: {ran - left} of {ran} mutants killed ({1 - left / ran:.1%}) on {self.options.engine}"
             f" in {time.time() - started:.0f} s; survivors: {' '.join(map(str, self.survivors))}",
@@ -326,6 +329,8 @@ def main():
     parser.add_argument("--only", nargs="+", type=int, help="numbers of mutants")
     parser.add_argument("--show", action="store_true", help="show what the tests print")
     parser.add_argument("--list", action="store_true", help="list the mutants and run nothing")
+    parser.add_argument("--every", type=int, default=1, help="take every N-th mutant")
+    parser.add_argument("--slowest", type=float, default=60, help="leave out tests that take more seconds")
     parser.add_argument("--engine", default="numpy", choices=("numpy", "tensorflow", "jax"))
     options = parser.parse_args()
     os.environ.update(

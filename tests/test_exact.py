@@ -36,18 +36,26 @@ def is_float32(layer):
 
 
 @pytest.mark.parametrize(
-    "function",
-    [match_anchors, assign_targets, filter_detections, non_max_suppression, focal_loss, smooth_l1_loss],
+    "name",
+    [
+        "match_anchors",
+        "assign_targets",
+        "filter_detections",
+        "non_max_suppression",
+        "focal_loss",
+        "smooth_l1_loss",
+    ],
 )
-def test_defaults_are_the_hyperparameters(function):
+def test_defaults_are_the_hyperparameters(name):
+    function = globals()[name]
     h = HyperParameters()
     names = {"class_specific_filter": True, "nms": True, "std": h.box_std}
     given = {
         k: p.default for k, p in inspect.signature(function).parameters.items() if p.default is not p.empty
     }
     assert given
-    for name, value in given.items():
-        assert value == (names[name] if name in names else getattr(h, name)), name
+    for option, value in given.items():
+        assert value == (names[option] if option in names else getattr(h, option)), option
 
 
 def test_defaults_of_coding_and_of_the_layers():
@@ -95,6 +103,7 @@ def test_anchors_layer_says_its_shape():
     assert tuple(layer.compute_output_shape((None, 40, 57, 3))) == (1, 6 * cells, 4)
     assert tuple(layer.compute_output_shape((2, 57, 40, 3))) == (1, 6 * cells, 4)
     assert len(anchors_for_shape((40, 57), OTHER_ANCHORS)) == 6 * cells
+    assert tuple(layer.compute_output_shape((None, 40, 57, None))) == (1, 6 * cells, 4)  # grey or colour
     for shape in ((None, None, None, 3), (2, None, 57, 3), (2, 40, None, 3)):
         assert tuple(layer.compute_output_shape(shape)) == (1, None, 4)
     for shape in ((40, 57, 3), (1, 2, 40, 57, 3)):
@@ -387,3 +396,16 @@ def test_everything_public_is_exported():
     assert set(filtering.__all__) >= {"FilterDetections", "filter_detections", "non_max_suppression"}
     assert set(losses.__all__) >= {"focal_loss", "smooth_l1_loss"}
     assert set(targets.__all__) >= {"BACKGROUND", "IGNORED", "assign_targets", "match_anchors"}
+
+
+def test_without_objects_all_is_background_even_where_nothing_is_below_the_threshold():
+    anchors = np.array([[0, 0, 10, 10], [40, 40, 50, 50]], "float32")
+    for boxes, labels in (
+        (np.zeros((1, 0, 4)), np.zeros((1, 0))),
+        (np.full((1, 2, 4), -1.0), np.full((1, 2), -1)),
+    ):
+        classes = numpy(assign_targets(anchors, boxes, labels, negative_overlap=0.0)[1])
+        assert classes.tolist() == [[BACKGROUND, BACKGROUND]]
+    # an overlap of nought is not below a threshold of nought
+    far = assign_targets(anchors, np.array([[[0, 0, 10, 10]]]), np.array([[1]]), negative_overlap=0.0)
+    assert numpy(far[1]).tolist() == [[1, IGNORED]]
