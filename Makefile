@@ -4,12 +4,23 @@ VENV    := .venv
 PY      := $(VENV)/bin/python
 STAMP   := $(VENV)/.ready
 QUIET   := TF_CPP_MIN_LOG_LEVEL=3
+# What is installed besides the requirements: an engine (tensorflow, jax or torch) and the tools of development.
+EXTRAS  ?= tensorflow,dev
+# A second engine that is too large for everyone, for the tests of it: make test TORCH=torch==2.13.0 (.ci/run does).
+# Where pip would fetch the build for graphics cards, name the small one:
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test TORCH=torch==2.13.0+cpu
+TORCH   ?=
 # Tests run in this many processes at once; most of them wait for one core at a time.
 JOBS    ?= 2
 DETECTOR := retinanet_nb/assets/shapes.keras
 
+ifneq "$(TORCH)" ""
+# without the signs that make would take for its own
+TORCH_STAMP := $(VENV)/.$(subst =,-,$(TORCH))
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test docs lab bench readme constraints shapes-detector mend merge-driver clean FORCE
+.PHONY: help install demo test docs lab fuzz bench readme constraints shapes-detector mend merge-driver clean FORCE
 
 # The stamp holds the checkout's path. The commands in a virtual environment carry absolute paths, so that a moved one is stale.
 ifneq "$(shell cat $(STAMP) 2>/dev/null)" "$(CURDIR)"
@@ -27,22 +38,28 @@ $(STAMP): settings.ini setup.py pyproject.toml constraints.txt $(STALE)
 	@if [ -f $(STAMP) ] && [ "$$(cat $(STAMP))" != "$(CURDIR)" ]; then \
 	    echo "The checkout has moved: making $(VENV) afresh"; rm -rf $(VENV); fi
 	@if ! $(PY) -c '' 2>/dev/null; then \
-	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	        echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make install PYTHON=python3.11"; exit 1; }; \
+	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' || { \
+	        echo "Python 3.11.4 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make install PYTHON=python3.11"; exit 1; }; \
 	    echo "Making $(VENV) with $$($(PYTHON) --version)"; \
 	    $(PYTHON) -m venv --clear $(VENV) || { \
 	        echo "$(PYTHON) could not make a virtual environment. On Debian and Ubuntu, install its package python3-venv."; exit 1; }; \
 	fi
 	@rm -f $(STAMP)
 	@echo "Installing the package and its pinned requirements into $(VENV) (about 110 packages, TensorFlow among them: a few minutes)"
-	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]' || { \
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]' || { \
 	    echo "The installation failed (see above). TensorFlow has wheels for Python 3.11 to 3.13; $(PY) is $$($(PY) --version)."; exit 1; }
 	@$(MAKE) --no-print-directory mend merge-driver
 	@printf '%s\n' "$(CURDIR)" > $(STAMP)
 	@echo "Set up: $(VENV)"
 
+# PyTorch stays out of constraints.txt: which build there is depends on the machine and the index.
+$(VENV)/.torch%: $(STAMP)
+	@echo "Installing $(TORCH) for the tests of that engine"
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt '$(TORCH)'
+	@touch '$@'
+
 install: $(STAMP) mend  ## set up .venv, the site's link and the merge driver for notebooks
-	@echo "Ready: $$($(PY) --version), $$($(PY) -m pip list 2>/dev/null | awk '/^(keras|tensorflow|jax|nbdev) /{ printf "%s%s %s", s, $$1, $$2; s = ", " }')"
+	@echo "Ready: $$($(PY) --version), $$($(PY) -m pip list 2>/dev/null | awk '/^(keras|tensorflow|jax|torch|nbdev) /{ printf "%s%s %s", s, $$1, $$2; s = ", " }')"
 
 # nbs/_quarto.yml is a symbolic link. Some checkouts (Windows, archives) write a link as a file that holds its target.
 mend:
@@ -64,7 +81,7 @@ merge-driver:
 demo: $(STAMP)  ## draw a data set, train a small detector on it, write a gallery (minutes)
 	@$(QUIET) $(VENV)/bin/retinanet_demo $(ARGS)
 
-test: $(STAMP)  ## all tests, every notebook executed (RETINANET_DATA=... adds those on real pictures)
+test: $(STAMP) $(TORCH_STAMP)  ## all tests, every notebook executed (RETINANET_DATA=... adds those on real pictures)
 	@$(QUIET) $(PY) -m pytest -q -n $(JOBS) --dist worksteal tests $(ARGS)
 
 docs: $(STAMP) mend  ## check the book and render the site into _docs (needs Quarto)
@@ -72,6 +89,9 @@ docs: $(STAMP) mend  ## check the book and render the site into _docs (needs Qua
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab nbs
+
+fuzz: $(STAMP)  ## 10,000 damaged files through every reader (ARGS="--seed 7 --cases 500")
+	@$(QUIET) $(PY) tests/fuzz.py $(ARGS)
 
 bench: $(STAMP)  ## what each optimisation gives on this machine
 	@$(QUIET) $(PY) tests/bench.py $(ARGS)

@@ -10,10 +10,9 @@ __all__ = ['generate_anchors', 'shift', 'anchors_for_shape', 'Anchors']
 #| code-summary: "Imports"
 import dataclasses
 
-import keras
 import numpy as np
-from keras import ops
 
+from .engine import keras, ops
 from .hyperparameters import AnchorParameters
 from .resnet50 import ceil_div
 
@@ -29,14 +28,10 @@ def generate_anchors(
     Every ratio keeps the area `(size · scale)²`. Source: RetinaNet (Lin et al.
     2017), section 4, "Anchors".
     """
-    ratios, scales = (
-        np.repeat(np.asarray(ratios, float), len(scales)),
-        np.tile(np.asarray(scales, float), len(ratios)),
-    )
-    half_w, half_h = (
-        size * scales / np.sqrt(ratios) / 2,
-        size * scales * np.sqrt(ratios) / 2,
-    )
+    each_ratio = np.repeat(np.asarray(ratios, float), len(scales))
+    each_scale = np.tile(np.asarray(scales, float), len(ratios))
+    half_w = size * each_scale / np.sqrt(each_ratio) / 2
+    half_h = size * each_scale * np.sqrt(each_ratio) / 2
     return np.stack([-half_w, -half_h, half_w, half_h], axis=1).astype("float32")
 
 # %% ../nbs/04a_anchors.ipynb #9b4bd853
@@ -99,16 +94,13 @@ class Anchors(keras.layers.Layer):
         **kwargs,  # name and the like; dtype has no effect
     ):
         super().__init__(autocast=False, **{**kwargs, "dtype": "float32"})
-        self.parameters = (
-            AnchorParameters(**parameters)
-            if isinstance(parameters, dict)
-            else parameters
-        )
+        if isinstance(parameters, dict):
+            parameters = AnchorParameters(**parameters)
+        self.parameters = parameters
 
     def call(self, images):
-        return ops.expand_dims(
-            anchors_for_shape(ops.shape(images)[1:3], self.parameters), 0
-        )
+        size = ops.shape(images)[1:3]
+        return ops.expand_dims(anchors_for_shape(size, self.parameters), 0)
 
     def compute_output_shape(self, shape):
         if len(shape) != 4:
@@ -116,23 +108,15 @@ class Anchors(keras.layers.Layer):
                 "Anchors needs a batch of pictures (B, H, W, C), not an array of"
                 f" shape {tuple(shape)}"
             )
-        cells = [
-            (ceil_div(shape[1], s), ceil_div(shape[2], s))
+        if None in shape[1:3]:
+            return (1, None, 4)
+        height, width = shape[1:3]
+        cells = sum(
+            ceil_div(height, s) * ceil_div(width, s)
             for s in self.parameters.strides
-        ]
-        known = shape[1] is not None and shape[2] is not None
-        return (
-            1,
-            (
-                sum(h * w for h, w in cells) * self.parameters.num_anchors
-                if known
-                else None
-            ),
-            4,
         )
+        return (1, cells * self.parameters.num_anchors, 4)
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "parameters": dataclasses.asdict(self.parameters),
-        }
+        parameters = dataclasses.asdict(self.parameters)
+        return {**super().get_config(), "parameters": parameters}

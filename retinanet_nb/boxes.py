@@ -10,10 +10,14 @@ __all__ = ['SCALE_CLAMP', 'overlaps', 'encode_boxes', 'decode_boxes', 'RegressBo
 #| code-summary: "Imports"
 import math
 
-import keras
-from keras import ops
+from .engine import keras, ops
 
 # %% ../nbs/04b_boxes.ipynb #2248d2ff
+def _length(start, end):
+    "How far it is from `start` to `end`; 0 where the end comes first."
+    return ops.maximum(end - start, 0.0)
+
+
 def overlaps(
     boxes,  # (..., N, 4) pixels
     others,  # (..., M, 4) pixels
@@ -21,23 +25,17 @@ def overlaps(
     """Intersection over union of every box with every other, (..., N, M) float32
     in 0…1; boxes without area overlap nothing.
     """
+    boxes, others = ops.cast(boxes, "float32"), ops.cast(others, "float32")
     # One coordinate at a time: an array of pairs is large, and (..., N, M, 4)
     # would be four of them.
-    ax1, ay1, ax2, ay2 = (
-        ops.expand_dims(ops.cast(boxes, "float32")[..., i], -1) for i in range(4)
-    )
-    bx1, by1, bx2, by2 = (
-        ops.expand_dims(ops.cast(others, "float32")[..., i], -2) for i in range(4)
-    )
-    length = lambda start, end: ops.maximum(end - start, 0.0)
-    intersection = length(ops.maximum(ax1, bx1), ops.minimum(ax2, bx2)) * length(
-        ops.maximum(ay1, by1), ops.minimum(ay2, by2)
-    )
-    union = (
-        length(ax1, ax2) * length(ay1, ay2)
-        + length(bx1, bx2) * length(by1, by2)
-        - intersection
-    )
+    ax1, ay1, ax2, ay2 = (ops.expand_dims(boxes[..., i], -1) for i in range(4))
+    bx1, by1, bx2, by2 = (ops.expand_dims(others[..., i], -2) for i in range(4))
+    width = _length(ops.maximum(ax1, bx1), ops.minimum(ax2, bx2))
+    height = _length(ops.maximum(ay1, by1), ops.minimum(ay2, by2))
+    intersection = width * height
+    area = _length(ax1, ax2) * _length(ay1, ay2)
+    other_area = _length(bx1, bx2) * _length(by1, by2)
+    union = area + other_area - intersection
     return intersection / ops.maximum(union, 1e-8)
 
 # %% ../nbs/04b_boxes.ipynb #eca53001
@@ -59,14 +57,11 @@ def encode_boxes(
     Any leading dimensions that broadcast. A size under a thousandth of a pixel
     counts as that much. Source: Faster R-CNN (Ren et al. 2015), equation 2.
     """
-    (a_centre, a_size), (centre, size) = (
-        _centre_form(anchors),
-        _centre_form(boxes),
-    )
-    deltas = ops.concatenate(
-        [(centre - a_centre) / a_size, ops.log(ops.maximum(size, 1e-3) / a_size)],
-        axis=-1,
-    )
+    anchor_centre, anchor_size = _centre_form(anchors)
+    centre, size = _centre_form(boxes)
+    moved = (centre - anchor_centre) / anchor_size
+    stretched = ops.log(ops.maximum(size, 1e-3) / anchor_size)
+    deltas = ops.concatenate([moved, stretched], axis=-1)
     return deltas / ops.convert_to_tensor(std, "float32")
 
 # %% ../nbs/04b_boxes.ipynb #dd257285

@@ -21,6 +21,7 @@ from .evaluation import evaluate
 from .files import claim, fresh_folder
 from retinanet_nb.mistakes import (
     confusion_matrix,
+    confusion_size,
     describe_mistake,
     draw_mistake,
     draw_outcome,
@@ -97,8 +98,8 @@ def confusion_figure(
     "The confusion matrix at a score of 0.5 as a figure of its own."
     from matplotlib.figure import Figure
 
-    side = 2 + 0.45 * (len(report.class_names) + 1)
-    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    size = confusion_size(len(report.class_names))
+    figure = Figure(figsize=size, layout="constrained")
     plot_confusion(
         confusion_matrix(
             report.detections,

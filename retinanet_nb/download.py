@@ -8,106 +8,276 @@ __all__ = ['fetch', 'unpack']
 # %% ../nbs/90d_download.ipynb #104e72bb
 #| code-fold: true
 #| code-summary: "Imports"
+import contextlib
+import errno
 import hashlib
+import http.client
 import os
+import re
 import tarfile
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path, PurePosixPath
 
+from filelock import FileLock, Timeout
+
+from .files import _told, sync
+
 # %% ../nbs/90d_download.ipynb #303bc39f
-def _md5(path):
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
+def _digest(
+    path: Path,  # a file
+    kind: str,  # "md5" or "sha256"
+) -> str:  # hexadecimal digits
+    "The checksum of a file."
+    with open(path, "rb") as file:
+        make = getattr(hashlib, kind)
+        digest = hashlib.file_digest(file, lambda: make(usedforsecurity=False))
     return digest.hexdigest()
 
-# %% ../nbs/90d_download.ipynb #8becea0a
-def fetch(
-    url: str,  # address of the file
-    path: Path,  # where it goes; path + ".part" while it is under way
-    md5: str = None,  # its checksum; None: not checked
-    progress: bool = True,  # show a bar
-    attempts: int = 5,  # how often a connection may break without one new byte
-) -> Path:  # path
-    """Download `url`, going on where an earlier attempt broke off; the file
-    appears under its name only when it is complete and its checksum right.
 
-    `OSError` or `ValueError` else.
+def _md5(path):
+    "The MD5 checksum of a file."
+    return _digest(path, "md5")
+
+
+def _kind(
+    checksum: str,  # hexadecimal digits
+) -> str:  # "md5" or "sha256"
+    "Which kind of checksum that is, by its length."
+    kinds = {32: "md5", 64: "sha256", 8: "sha256"}
+    if len(checksum) in kinds and re.fullmatch("[0-9a-f]*", checksum):
+        return kinds[len(checksum)]
+    raise ValueError(
+        "a checksum must have 32 hexadecimal digits (MD5), 64 (SHA-256) or the"
+        f" first 8 of the latter, in small letters, not {checksum[:80]!r}"
+    )
+
+
+def _wrong(
+    path: Path,  # a file
+    checksum: str | None,  # what it should have; None: anything goes
+) -> str | None:  # what it has instead; None: it is right
+    "Compare a file with its checksum."
+    if checksum is None:
+        return None
+    found = _digest(path, _kind(checksum))[: len(checksum)]
+    return None if found == checksum else found
+
+# %% ../nbs/90d_download.ipynb #8becea0a
+def _part(
+    url: str,  # address of the file
+    path: Path,  # where it will go
+) -> Path:  # the file beside it that holds what has arrived
+    "Where a download lies while it is under way."
+    mark = hashlib.sha256(url.encode()).hexdigest()[:8]
+    return path.with_name(f"{path.name}.{mark}.part")
+
+
+def _begins(reply, have):
+    "Where the bytes of a reply begin: at `have` if the server goes on, else at 0."
+    if reply.status != 206:
+        return 0
+    # as "bytes 1000-1999/2000"; a server may leave it out
+    stated = re.match(
+        r"bytes (\d+)-", reply.headers.get("Content-Range", f"bytes {have}-")
+    )
+    if stated is None or int(stated[1]) != have:
+        raise http.client.HTTPException("the server goes on at another place")
+    return have
+
+
+def _receive(
+    url: str,  # address of the file
+    part: Path,  # what has arrived; it grows
+    bar,  # a progress bar
+) -> int | None:  # bytes of the whole file; None: the server doesn't say
+    "Ask once for what is missing, and write down what comes."
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        have = _begins(reply, have)
+        length = reply.headers.get("Content-Length", "")
+        total = have + int(length) if length.isdecimal() else None
+        bar.total, bar.n = total, have
+        bar.refresh()
+        with open(part, "ab" if have else "wb") as out:
+            while chunk := reply.read(1 << 18):
+                try:
+                    out.write(chunk)
+                    out.flush()
+                except OSError as error:
+                    raise _LocalError(_told(error, part)) from error
+                bar.update(len(chunk))
+    return total
+
+
+class _LocalError(Exception):
+    "Something is wrong on this side: another attempt won't help."
+
+# %% ../nbs/90d_download.ipynb #07cded81
+def _download(
+    url: str,  # address of the file
+    part: Path,  # what has arrived; it grows until it is whole
+    attempts: int,  # how many in a row may bring nothing new
+    bar,  # a progress bar
+):
+    "Attempt after attempt, until the file is whole. `OSError` where none gets on."
+    failures, why = 0, ""
+    most = part.stat().st_size if part.exists() else 0
+    while failures < attempts:
+        if failures:
+            time.sleep(min(0.2 * 2**failures, 10))
+        try:
+            total = _receive(url, part, bar)
+            have = part.stat().st_size
+            # without a stated length, the end is the end
+            if total is None or have >= total:
+                return
+            why = "the connection broke off"
+        except _LocalError as error:
+            raise error.args[0] from None
+        except urllib.error.HTTPError as error:
+            have = part.stat().st_size if part.exists() else 0
+            if error.code == 416 and have:
+                return  # nothing left to send; the checksum decides
+            raise OSError(
+                f"{url} could not be downloaded: the server answers {error.code}"
+                f" {error.reason}"
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            have = part.stat().st_size if part.exists() else 0
+            why = str(getattr(error, "reason", error)) or type(error).__name__
+        # it broke off, but later than ever before?
+        failures = 0 if have > most else failures + 1
+        most = max(most, have)
+    kept = f"; what has arrived is kept in {part}" if part.exists() else ""
+    raise OSError(f"{url} could not be downloaded: {why}{kept}")
+
+# %% ../nbs/90d_download.ipynb #714f1dda
+def fetch(
+    url: str,  # address of the file, http or https
+    path: Path,  # where it goes
+    checksum: str = None,  # MD5, SHA-256 or its first 8 digits; None: not checked
+    progress: bool = True,  # show a bar
+    attempts: int = 5,  # how often in a row a connection may bring nothing new
+) -> Path:  # path
+    """Download `url`; the file appears under its name only when it is whole and
+    its checksum right.
+
+    Where the file is there already, with that checksum, nothing is asked; any
+    other file is left alone (`FileExistsError`). With a checksum, a download that
+    broke off goes on where it stopped, also in a later call. Raises `OSError`
+    where the file can't be had, `ValueError` where it is another one, and
+    `BlockingIOError` where another process is fetching it.
     """
     from tqdm import tqdm
 
     path = Path(path)
-    part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    total, failures, most, why = None, 0, -1, ""
-    with tqdm(
-        desc=path.name,
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1024,
-        disable=not progress,
-    ) as bar:
-        while True:
-            have = part.stat().st_size if part.exists() else 0
-            # it broke off, but later than ever before
-            if have > most:
-                most, failures = have, 0
-            if total is not None and have >= total:
-                break
-            try:
-                request = urllib.request.Request(
-                    url, headers={"Range": f"bytes={have}-"} if have else {}
-                )
-                with urllib.request.urlopen(request, timeout=60) as reply:
-                    # the server does not know how to go on: start afresh
-                    if reply.status != 206:
-                        have = 0
-                    length = reply.headers.get("Content-Length")
-                    total = have + int(length) if length else None
-                    bar.total, bar.n = total, have
-                    bar.refresh()
-                    with open(part, "ab" if have else "wb") as out:
-                        while chunk := reply.read(1 << 18):
-                            out.write(chunk)
-                            bar.update(len(chunk))
-                # a server that states no length: the end is the end
-                if total is None:
-                    break
-                if part.stat().st_size < total:
-                    why, failures = "the connection broke off", failures + 1
-            except urllib.error.HTTPError as e:
-                # nothing left to send; the checksum decides
-                if e.code == 416 and have:
-                    break
-                raise OSError(
-                    f"{url} could not be downloaded: the server answers {e.code}"
-                    f" {e.reason}."
-                ) from None
-            except OSError as e:
-                why, failures = str(getattr(e, "reason", e)), failures + 1
-            # http.client's IncompleteRead and its kin
-            except Exception as e:
-                why, failures = f"{type(e).__name__} {e}", failures + 1
-            if failures >= attempts:
-                raise OSError(
-                    f"{url} could not be downloaded: {why}; what has arrived is"
-                    f" kept in {part}, and the next call goes on from there."
-                )
-            if failures:
-                time.sleep(min(0.2 * 2**failures, 10))
-    if md5 and (found := _md5(part)) != md5:
-        part.unlink()
+    if not re.match("https?://", url):
         raise ValueError(
-            f"{url} arrived with the checksum {found} instead of {md5}; it has"
-            " been deleted. Try again, or another mirror."
+            f"{url} is no address that begins with http:// or https://"
         )
-    os.replace(part, path)
+    if checksum is not None:
+        _kind(checksum)
+    if _is_there(path, checksum):
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _part(url, path)
+    with _alone(part, path):
+        if _is_there(path, checksum):
+            return path  # another process was faster
+        if checksum is None:
+            part.unlink(missing_ok=True)
+        with tqdm(
+            desc=path.name, unit="B", unit_scale=True, disable=not progress
+        ) as bar:
+            _download(url, part, attempts, bar)
+        if found := _wrong(part, checksum):
+            part.unlink()
+            raise ValueError(
+                f"{url} arrived with the checksum {found} instead of {checksum};"
+                " it has been deleted. Try again, or another mirror."
+            )
+        _put_in_place(part, path)
     return path
 
+# %% ../nbs/90d_download.ipynb #068521a8
+def _is_there(path, checksum):
+    "Whether a file is there and right; `FileExistsError` where it is another one."
+    if not os.path.lexists(path):
+        return False
+    if checksum is not None and path.is_file() and not _wrong(path, checksum):
+        return True
+    why = "is there already"
+    if checksum is not None:
+        why += f", and its checksum is not {checksum}"
+    raise FileExistsError(
+        f"{path} {why}; it is kept: move it away to have it downloaded"
+    )
+
+
+@contextlib.contextmanager
+def _alone(part, path):
+    "Keep other processes from the same download inside the block."
+    lock = FileLock(f"{part}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(
+            f"another process is downloading {path}: wait for it"
+        ) from None
+    except OSError as error:
+        raise _told(error, path) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(f"{part}.lock")
+        lock.release()
+
+
+def _put_in_place(part, path):
+    "Give a whole file its name, unless something has that name by now."
+    sync(part)
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise FileExistsError(
+            f"{path} has appeared during the download; it is kept, and what was"
+            f" downloaded lies in {part}"
+        ) from None
+    except OSError:  # a file system without links
+        os.replace(part, path)
+    else:
+        part.unlink()
+    sync(path.parent)
+
 # %% ../nbs/90d_download.ipynb #ac63ebd3
+def _unsafe(
+    member,  # of an archive
+    top: str,  # the one folder that everything must lie in
+) -> str | None:  # why it must not be unpacked, or None
+    "What is wrong with a member of an archive."
+    parts = PurePosixPath(member.name).parts
+    if not parts and member.isdir():
+        return None  # the folder that was packed, "./"
+    outside = (
+        parts[:1] != (top,)
+        or member.name.startswith("/")
+        or ".." in parts
+        # on Windows these lead elsewhere
+        or "\\" in member.name
+        or ":" in member.name
+    )
+    if outside:
+        return "lies outside the folder it belongs to"
+    if not (member.isfile() or member.isdir()):
+        return "is neither a file nor a folder"
+    return None
+
+
 def unpack(
     tar: Path,  # an archive
     folder: Path,  # where its contents go
@@ -116,32 +286,29 @@ def unpack(
     """Unpack a plain tar of files and folders.
 
     Anything else in it (links, devices, absolute paths, '..', another top folder)
-    is a `ValueError` before a single byte is written.
+    is a `ValueError` before a single byte is written, and a file that is there
+    already a `FileExistsError`.
     """
+    folder = Path(folder)
     try:
         with tarfile.open(tar, "r:") as archive:
             members = archive.getmembers()
-            for m in members:
-                parts = PurePosixPath(m.name).parts
-                if (
-                    m.name.startswith("/")
-                    or "\\" in m.name
-                    or ":" in m.name
-                    or ".." in parts
-                    or not parts
-                    or parts[0] not in (top, ".")
-                ):
-                    why = "lies outside the folder it belongs to"
-                elif not (m.isfile() or m.isdir()):
-                    why = "is neither a file nor a folder"
-                else:
-                    continue
-                raise ValueError(
-                    f"{tar} is not safe to unpack: {m.name!r} {why}."
-                )
+            for member in members:
+                if why := _unsafe(member, top):
+                    raise ValueError(
+                        f"{tar} is not safe to unpack: {member.name[:80]!r} {why}"
+                    )
+                there = folder / member.name
+                if member.isfile() and os.path.lexists(there):
+                    raise FileExistsError(
+                        f"{there} is there already; it is kept, and nothing of"
+                        f" {tar} was unpacked"
+                    )
             # a second lock on the same door
             archive.extractall(folder, members, filter="data")
-    except tarfile.TarError as e:
+    except tarfile.TarError as error:
         raise ValueError(
-            f"{tar} is not a tar archive that can be read: {e}."
+            f"{tar} is not a tar archive that can be read: {error}"
         ) from None
+    except OSError as error:
+        raise _told(error, folder) if error.errno == errno.ENOSPC else error

@@ -8,10 +8,8 @@ __all__ = ['non_max_suppression', 'filter_detections', 'FilterDetections']
 # %% ../nbs/04c_filtering.ipynb #d866a54d
 #| code-fold: true
 #| code-summary: "Imports"
-import keras
-from keras import ops
-
 from .boxes import overlaps
+from .engine import keras, ops
 
 # %% ../nbs/04c_filtering.ipynb #fec34c9b
 def non_max_suppression(
@@ -32,10 +30,8 @@ def non_max_suppression(
     """
     boxes, labels = ops.cast(boxes, "float32"), ops.cast(labels, "int32")
     alive = ops.cast(scores, "float32")
-    places, slots = (
-        ops.arange(ops.shape(alive)[1], dtype="int32"),
-        ops.arange(max_detections, dtype="int32"),
-    )
+    places = ops.arange(ops.shape(alive)[1], dtype="int32")
+    slots = ops.arange(max_detections, dtype="int32")
 
     def step(i, state):
         alive, kept = state
@@ -84,19 +80,14 @@ def _candidates(
     top = ops.where(top_scores >= 0, ops.cast(top, "int32"), 0)
     if class_specific_filter:
         num_classes = scores.shape[-1]
-        anchor, labels = top // num_classes, top % num_classes
+        anchor = top // num_classes
+        labels = top % num_classes
     else:
-        anchor, labels = (
-            top,
-            ops.take_along_axis(
-                ops.cast(ops.argmax(scores, axis=-1), "int32"), top, axis=1
-            ),
-        )
-    return (
-        ops.take_along_axis(boxes, anchor[..., None], axis=1),
-        top_scores,
-        labels,
-    )
+        anchor = top
+        best_class = ops.cast(ops.argmax(scores, axis=-1), "int32")
+        labels = ops.take_along_axis(best_class, top, axis=1)
+    top_boxes = ops.take_along_axis(boxes, anchor[..., None], axis=1)
+    return top_boxes, top_scores, labels
 
 # %% ../nbs/04c_filtering.ipynb #980b36dc
 def _fetch(x, at):
@@ -108,7 +99,7 @@ def _fetch(x, at):
         ops.cast(-1, x.dtype),
     )
 
-
+# %% ../nbs/04c_filtering.ipynb #7cf0daa7
 def filter_detections(
     boxes,  # (B, N, 4) pixels
     scores,  # (B, N, K) in 0…1

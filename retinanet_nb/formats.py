@@ -10,23 +10,290 @@ __all__ = ['COCODataset', 'CSVDataset']
 #| code-summary: "Imports"
 import csv
 import io
-import json
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
 
 import numpy as np
 
-from .records import DataReport, Records, _check, _finish
+from .files import _short, read_json
+from retinanet_nb.records import (
+    DataReport,
+    Entry,
+    Records,
+    _printable,
+    as_flag,
+    as_number,
+    check_entry,
+    finish,
+)
+
+# %% ../nbs/06b_formats.ipynb #a7e3049d
+def _list_of(data, name, path):
+    "The list `name` of a COCO file; `ValueError` where it is something else."
+    found = data.get(name, [] if name == "annotations" else None)
+    if not isinstance(found, list):
+        what = f"holds {_short(found)}" if name in data else "is missing"
+        raise ValueError(
+            f"{path} is not a COCO file: {name!r} {what}; a list of objects {{…}}"
+            " was expected."
+        )
+    return found
+
+
+def _id(value):
+    "A whole number or a text that can be an id, or None."
+    if type(value) is int:
+        return value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        return None
+    return None if value == "" else value
+
+
+def _by_id(value):
+    "A sort key for ids: numbers, then texts of digits by their number, then texts."
+    if isinstance(value, int):
+        return 0, value, ""
+    digits = value.isascii() and value.isdigit() and len(value) < 20
+    return 1 if digits else 2, int(value) if digits else 0, value
+
+# %% ../nbs/06b_formats.ipynb #5bf81a3e
+def _categories(entries, path, report):
+    "id → name of COCO's categories, sorted by id."
+    found = {}
+    for entry in entries:
+        entry = entry if isinstance(entry, dict) else {}
+        key, name = _id(entry.get("id")), entry.get("name")
+        name = name.strip() if isinstance(name, str) else ""
+        if key is None or not name or _printable(name) != name:
+            raise ValueError(
+                f"{path}: a category needs an id and a name; one of them has"
+                f" {_short(entry.get('id'))} and {_short(entry.get('name'))}."
+            )
+        if key not in found and name in found.values():
+            raise ValueError(
+                f"{path}: two categories are called {_short(name)!r}; give them"
+                " different names, or both the same id."
+            )
+        if found.get(key, name) != name:
+            raise ValueError(
+                f"{path}: two categories have the id {_short(key)},"
+                f" {_short(found[key])!r} and {_short(name)!r}; which one its"
+                " objects belong to cannot be told."
+            )
+        if key in found:
+            report.add(
+                "noted", path.name, f"category {_short(key)} is listed twice"
+            )
+        found[key] = name
+    if not found:
+        raise ValueError(f"{path} is not a COCO file: it lists no categories.")
+    return {key: found[key] for key in sorted(found, key=_by_id)}
+
+# %% ../nbs/06b_formats.ipynb #a5e6397c
+def _place(folder, name):
+    "The path of the file that is called `name` below `folder`, in one spelling."
+    parts = (
+        PureWindowsPath(name).parts
+        if os.name != "nt" and "\\" in name
+        else (name,)
+    )
+    return Path(os.path.normpath(os.path.join(folder, *parts)))
+
+
+def _is_name(value):
+    "Whether `value` can be a file's name."
+    return isinstance(value, str) and 0 < len(value) < 4096 and "\0" not in value
+
+# %% ../nbs/06b_formats.ipynb #812d4fae
+class _CocoPicture:
+    "One file of a COCO data set and its objects."
+
+    def __init__(self, key, file, picture, stated):
+        self.key, self.file, self.picture, self.stated = (
+            key,
+            file,
+            picture,
+            stated,
+        )
+        self.objects, self.seen = [], {}  # of _CocoObject; object → its image id
+
+    def take(self, found, image):
+        "Add an object; False where it is there already under another image id."
+        if self.seen.setdefault(found, image) != image:
+            return False
+        self.objects.append(found)
+        return True
+
+    def entry(self):
+        "All that is known of it as an `Entry`."
+        found = self.objects
+        boxes = np.array([o.box for o in found], np.float64).reshape(-1, 4)
+        areas = np.array([o.area for o in found], np.float64)
+        return Entry(
+            self.file,
+            self.picture,
+            [o.name for o in found],
+            boxes,
+            self.stated,
+            crowd=np.array([o.crowd for o in found], bool),
+            areas=None if np.isnan(areas).all() else areas,
+            key=self.key,
+        )
+
+
+class _CocoObject(NamedTuple):
+    name: str  # of its category
+    box: tuple  # x1, y1, x2, y2, edges in pixels
+    crowd: bool
+    area: float  # pixels inside its outline; NaN: not known
+
+# %% ../nbs/06b_formats.ipynb #61d4ea92
+def _coco_picture(entry, folder, report):
+    "One entry of `images`: its id, and its picture or None where it is refused."
+    if not isinstance(entry, dict):
+        report.add(
+            "refused", _short(entry), "an object {…} was expected in images"
+        )
+        return None, None
+    key, file = _id(entry.get("id")), entry.get("file_name")
+    what = f"image {_short(entry.get('id'))}"
+    if not _is_name(file):
+        report.add("refused", what, f"it has {_short(file)} as its file_name")
+        return key, None
+    if key is None:
+        report.add(
+            "refused", _short(file), f"{what} has no id that can be referred to"
+        )
+        return None, None
+    size = [as_number(entry.get(side, 0)) for side in ("height", "width")]
+    if not all(v >= 0 for v in size):
+        shown = [_short(entry.get(side)) for side in ("width", "height")]
+        why = f"its width and height, {' and '.join(shown)}, are not numbers"
+        report.add("noted", _short(file), f"{why}; the picture's own were taken")
+        size = [0, 0]
+    stated = tuple(int(v) for v in size)
+    return key, _CocoPicture(key, file, _place(folder, file), stated)
+
+# %% ../nbs/06b_formats.ipynb #47b28d0e
+def _coco_pictures(entries, folder, path, report):
+    "id → `_CocoPicture`, or None where a picture was refused."
+    by_id, by_place = {}, {}
+    for entry in entries:
+        key, new = _coco_picture(entry, folder, report)
+        if key is None:
+            continue
+        if key in by_id:
+            _same_picture(by_id[key], new, key, path)
+            report.add("noted", new.file, f"the id {_short(key)} is listed twice")
+            continue
+        if new is not None:
+            first = by_place.setdefault(new.picture, new)
+            if first is not new:
+                both = f"{_short(first.key)} and {_short(key)}"
+                why = f"it has the ids {both}, and was taken as one picture"
+                report.add("noted", new.file, why)
+                new = first
+        by_id[key] = new
+    return by_id
+
+
+def _same_picture(old, new, key, path):
+    "`ValueError` where two entries with one id are not the same file."
+    if old is None or new is None or old.picture != new.picture:
+        files = " and ".join(
+            "?" if p is None else repr(_short(p.file)) for p in (old, new)
+        )
+        raise ValueError(
+            f"{path}: two images have the id {_short(key)}, {files}; which of"
+            " them its objects belong to cannot be told."
+        )
+
+# %% ../nbs/06b_formats.ipynb #d1f7b05a
+def _coco_object(entry, categories):
+    "A `_CocoObject`, or a text that says why there is none."
+    category = _id(entry.get("category_id"))
+    if category not in categories:
+        shown = _short(entry.get("category_id"))
+        return f"has the category {shown}, which is not among the categories"
+    name, bbox = categories[category], entry.get("bbox")
+    if bbox is None or bbox == []:
+        outline = "a segmentation but " if entry.get("segmentation") else ""
+        return f"({_short(name)}) has {outline}no bbox"
+    is_list = isinstance(bbox, list) and len(bbox) == 4
+    x, y, w, h = map(as_number, bbox) if is_list else [math.nan] * 4
+    if not math.isfinite(x + y + w + h):
+        return f"has {_short(bbox)} as bbox instead of four numbers"
+    if w <= 0 or h <= 0:
+        return f"({_short(name)}): the bbox {_short(bbox)} has no area"
+    crowd = as_flag(entry.get("iscrowd"))
+    if crowd is None:
+        return f"has {_short(entry['iscrowd'])} as iscrowd instead of 0 or 1"
+    area = as_number(entry.get("area"))
+    area = area if 0 <= area < 1e30 else math.nan  # then the box's is taken
+    return _CocoObject(name, (x, y, x + w, y + h), crowd, area)
+
+# %% ../nbs/06b_formats.ipynb #36ae9cf2
+def _called(entry):
+    "What messages call an annotation."
+    return f"annotation {_short(entry.get('id'))}"
+
+
+def _deal(entries, pictures, categories, path, report):
+    "Give each of the annotations that can be read to its picture."
+    taken, left, ids, doubles = 0, [], set(), 0
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            left.append(f"entry {number} of annotations is {_short(entry)}")
+            report.add("dropped", path.name, left[-1])
+            continue
+        key = _id(entry.get("id"))
+        doubles += key is not None and key in ids
+        ids.add(key)
+        image = _id(entry.get("image_id"))
+        if image not in pictures:
+            shown = _short(entry.get("image_id"))
+            why = (
+                f"{_called(entry)} belongs to image {shown}, which is not listed"
+            )
+            report.add("dropped", path.name, why)
+            continue
+        picture, found = pictures[image], _coco_object(entry, categories)
+        if isinstance(found, str):
+            left.append(f"{_called(entry)} {found}")
+            file = _short(picture.file) if picture else path.name
+            report.add("dropped", file, left[-1])
+            continue
+        taken += 1
+        if picture and not picture.take(found, image):
+            why = f"{_called(entry)} is there already, under another id of the picture"
+            report.add("noted", _short(picture.file), f"{why}; taken once")
+    if left and not taken:
+        raise ValueError(
+            f"{path}: none of its {len(entries)} annotations can be read; the"
+            f" first: {left[0]}."
+        )
+    if doubles:
+        why = (
+            f"{doubles} annotations have the id of an earlier one; all were taken"
+        )
+        report.add("noted", path.name, why)
 
 # %% ../nbs/06b_formats.ipynb #9842efb9
 class COCODataset(Records):
     """A COCO JSON file as a sequence of `Record`, with `.class_names` and
     `.report`, and `.image_ids`, `.category_ids` for the way back.
 
-    Labels follow the category ids in rising order, gaps or not. `bbox` is (x, y,
-    width, height) from 0, floats. `iscrowd` becomes `crowd`.
+    Labels follow the category ids in rising order (numbers before texts), gaps or
+    not. `bbox` is (x, y, width, height) from 0, floats. `iscrowd` becomes
+    `crowd`, `area` the record's `areas`. Objects that cannot be read are dropped and
+    listed in `.report`; double ids of different pictures or categories, double
+    category names, and a file none of whose objects can be read are errors
+    (`ValueError` that names the file).
     """
 
     def __init__(
@@ -47,119 +314,203 @@ class COCODataset(Records):
                 f"There is no directory {images} with the pictures of"
                 f" {path.name}."
             )
-        try:
-            data = json.loads(path.read_text("utf-8-sig"))
-            pictures = {i["id"]: i for i in data["images"]}
-            categories = {c["id"]: c["name"].strip() for c in data["categories"]}
-            objects = data.get("annotations", [])
-        except (ValueError, TypeError, KeyError) as e:
-            raise ValueError(
-                f"{path} is not a COCO file:"
-                f" {e if isinstance(e, ValueError) else f'{e} is missing or wrong'}."
-            ) from None
-        report, by_picture = (
-            DataReport(path.name, strict),
-            {i: [] for i in pictures},
-        )
-        for o in objects:
-            what = f"annotation {o.get('id')}"
-            if o.get("category_id") not in categories:
-                raise ValueError(
-                    f"{path}: {what} has the category {o.get('category_id')!r},"
-                    " which is not among the categories"
-                    f" {', '.join(map(str, sorted(categories)))}."
-                )
-            if o.get("image_id") not in by_picture:
-                report.add(
-                    "dropped",
-                    path.name,
-                    f"{what} belongs to image {o.get('image_id')!r}, which is not"
-                    " listed",
-                )
-                continue
-            by_picture[o["image_id"]].append(o)
-        rows, ids = [], []
-        for i, info in pictures.items():
-            file, names, boxes, crowd = (
-                str(info.get("file_name", f"image {i}")),
-                [],
-                [],
-                [],
-            )
-            for o in by_picture[i]:
-                try:
-                    x, y, w, h = (float(v) for v in o["bbox"])
-                except (KeyError, TypeError, ValueError):
-                    x = y = w = h = math.nan
-                if not math.isfinite(x + y + w + h):
-                    raise ValueError(
-                        f"{path}: annotation {o.get('id')} has {o.get('bbox')!r}"
-                        " as bbox instead of four numbers."
-                    )
-                if w <= 0 or h <= 0:
-                    report.add(
-                        "dropped",
-                        file,
-                        f"annotation {o.get('id')}"
-                        f" ({categories[o['category_id']]}): the bbox {o['bbox']}"
-                        " has no area",
-                    )
-                    continue
-                names.append(categories[o["category_id"]])
-                boxes.append((x, y, x + w, y + h))
-                crowd.append(bool(o.get("iscrowd", 0)))
-            stated = (
-                (int(info["height"]), int(info["width"]))
-                if info.get("height") and info.get("width")
-                else None
-            )
-            checked = _check(
-                report,
-                file,
-                images / _relative(file),
-                np.array(boxes, np.float64).reshape(-1, 4),
-                stated,
-            )
-            if checked is None:
-                continue
-            size, boxes, keep = checked
-            rows.append(
-                (
-                    file,
-                    images / _relative(file),
-                    size,
-                    [n for n, k in zip(names, keep) if k],
-                    boxes[keep],
-                    None,
-                    np.array(crowd, bool)[keep],
-                    None,
-                )
-            )
-            ids.append(i)
-        _finish(
-            self,
-            rows,
-            (
-                tuple(categories[i] for i in sorted(categories))
-                if class_names is None
-                else class_names
-            ),
-            report,
-        )
-        by_name = {n: i for i, n in categories.items()}
-        self.image_ids, self.category_ids = (
-            ids,
-            [by_name.get(n) for n in self.class_names],
-        )
+        report, data = DataReport(path.name, strict), read_json(path)
+        lists = [
+            _list_of(data, n, path)
+            for n in ("categories", "images", "annotations")
+        ]
+        categories = _categories(lists[0], path, report)
+        pictures = _coco_pictures(lists[1], images, path, report)
+        _deal(lists[2], pictures, categories, path, report)
+        once = dict.fromkeys(p for p in pictures.values() if p is not None)
+        entries = [picture.entry() for picture in once]
+        entries = [entry for entry in entries if check_entry(entry, report)]
+        names = tuple(categories.values()) if class_names is None else class_names
+        finish(self, entries, names, report)
+        ids = {name: key for key, name in categories.items()}
+        self.image_ids = [entry.key for entry in entries]
+        self.category_ids = [ids.get(name) for name in self.class_names]
 
-# %% ../nbs/06b_formats.ipynb #a6397c2b
-def _relative(name):
-    "A path from a file, perhaps a Windows one, as a path of this system."
-    return (
-        Path(name)
-        if os.name == "nt" or "\\" not in name
-        else Path(*PureWindowsPath(name).parts)
-    )
+# %% ../nbs/06b_formats.ipynb #93b7e0c2
+class _Columns(NamedTuple):
+    "Where in a row things stand."
+
+    path: int = 0
+    corners: tuple = (1, 2, 3, 4)
+    name: int = 5
+    size: tuple = None  # of height and width, where the table has them
+    count: int = 6  # fields of a row
+
+
+_TITLES = {
+    "path": (
+        "path",
+        "filename",
+        "file_name",
+        "file",
+        "image",
+        "image_path",
+        "img",
+    ),
+    "x1": ("x1", "xmin", "x_min"),
+    "y1": ("y1", "ymin", "y_min"),
+    "x2": ("x2", "xmax", "x_max"),
+    "y2": ("y2", "ymax", "y_max"),
+    "class": ("class", "class_name", "label", "name", "category"),
+    "width": ("width",),
+    "height": ("height",),
+}
+
+
+def _columns(row, path):
+    "The columns that the titles in `row` name, or None where it holds no titles."
+    titles = [field.lower() for field in row]
+    if titles[1:5] == ["x1", "y1", "x2", "y2"] and len(row) == 6:
+        return _Columns()  # whatever the others are called
+    at = {
+        what: next((titles.index(t) for t in names if t in titles), None)
+        for what, names in _TITLES.items()
+    }
+    corners = tuple(at[c] for c in ("x1", "y1", "x2", "y2"))
+    if None in corners:
+        return None
+    if at["path"] is None or at["class"] is None:
+        raise ValueError(
+            f"{path}: its titles {_short(','.join(row))!r} lack one for the"
+            " picture (path or filename) or for the class (class or label)."
+        )
+    size = (at["height"], at["width"])
+    size = None if None in size else size
+    return _Columns(at["path"], corners, at["class"], size, len(row))
+
+# %% ../nbs/06b_formats.ipynb #771a3356
+def _read_rows(path):
+    "(line number, fields) for each line of a CSV file that is not blank."
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    data = path.read_bytes()
+    if b"\0" in data:
+        raise ValueError(f"{path} is not UTF-8 text: it holds zero bytes.")
+    # a path may hold bytes that are no UTF-8; they lead to the file all the same
+    text = data.decode("utf-8-sig", "surrogateescape")
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
+        try:
+            row = next(csv.reader([line], strict=True), [])
+        except csv.Error as error:
+            why = str(error)
+            if "unexpected end of data" in why:
+                why = "a quote is opened and not closed on the same line"
+            raise ValueError(f"{path}, line {number}: {why}.") from None
+        row = [field.strip() for field in row]
+        if any(row):
+            yield number, row
+
+# %% ../nbs/06b_formats.ipynb #6c0d94b3
+def _read_mapping(path):
+    "Class names by id from a file of lines class,id."
+    ids = {}
+    for line, row in _read_rows(path):
+        number = as_number(row[1]) if len(row) == 2 and row[0] else math.nan
+        if not number.is_integer():
+            raise ValueError(
+                f"{path}, line {line}: a class and its id, a whole number, are"
+                f" expected, not {_short(','.join(row))!r}."
+            )
+        if row[0] in ids:
+            raise ValueError(
+                f"{path}, line {line}: the class {_short(row[0])!r} is listed"
+                " twice."
+            )
+        ids[row[0]] = int(number)
+    if sorted(ids.values()) != list(range(len(ids))) or not ids:
+        raise ValueError(
+            f"{path}: the ids must run from 0 to {max(len(ids) - 1, 0)} without"
+            f" gaps, not {_short(sorted(ids.values()))}."
+        )
+    return tuple(sorted(ids, key=ids.get))
+
+# %% ../nbs/06b_formats.ipynb #28f9ae0d
+def _object(row, columns, here):
+    "(class, box) of a row, or None where its picture shows nothing."
+    values = [row[i] for i in (*columns.corners, columns.name)]
+    if not any(values):
+        return None
+    box = tuple(as_number(v) for v in values[:4])
+    name = values[4]
+    if not math.isfinite(sum(box)) or not name:
+        raise ValueError(
+            f"{here}: four numbers and a class are expected, not"
+            f" {_short(','.join(values))!r}."
+        )
+    if _printable(name) != name:
+        raise ValueError(
+            f"{here}: the class {_printable(_short(name))!r} is not UTF-8."
+        )
+    return name, box
+
+
+def _stated(row, columns):
+    "(height, width) that a row states, or None."
+    size = [as_number(row[i]) for i in columns.size or ()]
+    return tuple(map(int, size)) if size and all(v > 0 for v in size) else None
+
+# %% ../nbs/06b_formats.ipynb #fa63d0b8
+class _Table:
+    "Collects the rows of a CSV file, picture by picture."
+
+    def __init__(self, path, report):
+        self.path, self.report = path, report
+        self.places, self.names = {}, {}  # place → Entry; spelling → the same
+
+    def add(self, line, row, columns):
+        "One row."
+        here = f"{self.path}, line {line}"
+        if len(row) != columns.count or not _is_name(row[columns.path]):
+            expected = "six fields path,x1,y1,x2,y2,class"
+            if columns != _Columns():
+                expected = f"{columns.count} fields, as many as there are titles,"
+            raise ValueError(
+                f"{here}: {expected} are expected, not {_short(','.join(row))!r}."
+            )
+        name = row[columns.path]
+        entry = self.names.get(name) or self.entry(name, row, columns)
+        found = _object(row, columns, here)
+        if found is None:
+            return
+        x1, y1, x2, y2 = found[1]
+        if x2 <= x1 or y2 <= y1:
+            shown = ",".join(f"{v:g}" for v in found[1])
+            why = f"line {line}: the box {shown} has no area"
+            self.report.add("dropped", name, why)
+            return
+        entry.names.append(found[0])
+        entry.boxes.append(found[1])
+
+    def entry(self, name, row, columns):
+        "The entry of a picture whose name is seen for the first time."
+        place = _place(self.path.parent, name)
+        if place in self.places:
+            why = f"it is also written {_short(name)!r}; taken as one picture"
+            self.report.add("noted", self.places[place].file, why)
+        else:
+            self.places[place] = Entry(name, place, [], [], _stated(row, columns))
+        self.names[name] = self.places[place]
+        return self.names[name]
+
+
+def _read_table(path, report):
+    "All entries of a CSV file."
+    table, columns = _Table(path, report), None
+    for line, row in _read_rows(path):
+        if columns is None:
+            columns = _columns(row, path)
+            if columns is not None:
+                continue
+            columns = _Columns()
+        table.add(line, row, columns)
+    for entry in table.places.values():
+        entry.boxes = np.array(entry.boxes, np.float64).reshape(-1, 4)
+    return table.places.values()
 
 # %% ../nbs/06b_formats.ipynb #f3745156
 class CSVDataset(Records):
@@ -168,8 +519,9 @@ class CSVDataset(Records):
 
     One line an object, edges in pixels from 0; a picture without objects has one
     line with the five fields empty. Paths are relative to the table. A first line
-    with these titles is skipped. `class_names` may be a file of lines `class,id`
-    instead of names.
+    with titles may name the columns in any order. `class_names` may be a file of
+    lines `class,id` instead of names. A line that cannot be read is a
+    `ValueError` that names file and line.
     """
 
     def __init__(
@@ -184,96 +536,6 @@ class CSVDataset(Records):
         path = Path(path)
         if isinstance(class_names, (str, Path)):
             class_names = _read_mapping(Path(class_names))
-        pictures, report = {}, DataReport(path.name, strict)
-        for line, row in _read_rows(path):
-            row = [v.strip() for v in row]
-            if line == 1 and [v.lower() for v in row[1:5]] == [
-                "x1",
-                "y1",
-                "x2",
-                "y2",
-            ]:
-                continue
-            if len(row) != 6 or not row[0]:
-                raise ValueError(
-                    f"{path}, line {line}: six fields path,x1,y1,x2,y2,class are"
-                    f" expected, not {','.join(row)!r}."
-                )
-            objects = pictures.setdefault(row[0], [])
-            if not any(row[1:]):
-                continue
-            try:
-                box = [float(v) for v in row[1:5]]
-            except ValueError:
-                box = [math.nan]
-            if not all(map(math.isfinite, box)) or not row[5]:
-                raise ValueError(
-                    f"{path}, line {line}: four numbers and a class are expected"
-                    f" after the path, not {','.join(row[1:])!r}."
-                )
-            if box[2] <= box[0] or box[3] <= box[1]:
-                report.add(
-                    "dropped",
-                    row[0],
-                    f"line {line}: the box {','.join(row[1:5])} has no area",
-                )
-                continue
-            objects.append((row[5], box))
-        rows = []
-        for name, objects in pictures.items():
-            picture = path.parent / _relative(name)
-            checked = _check(
-                report,
-                name,
-                picture,
-                np.array([b for _, b in objects], np.float64).reshape(-1, 4),
-                None,
-            )
-            if checked is None:
-                continue
-            size, boxes, keep = checked
-            rows.append(
-                (
-                    name,
-                    picture,
-                    size,
-                    [n for (n, _), k in zip(objects, keep) if k],
-                    boxes[keep],
-                    None,
-                    None,
-                    None,
-                )
-            )
-        _finish(self, rows, class_names, report)
-
-# %% ../nbs/06b_formats.ipynb #771a3356
-def _read_rows(path):
-    "(line number, fields) of a CSV file, without blank lines."
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise ValueError(
-            f"{path} is not UTF-8 text: {e.reason} at byte {e.start}."
-        ) from None
-    reader = csv.reader(io.StringIO(text, newline=""))
-    return [
-        (reader.line_num, row) for row in reader if any(v.strip() for v in row)
-    ]
-
-
-def _read_mapping(path):
-    "Class names by id from a file of lines `class,id`."
-    try:
-        ids = {row[0].strip(): int(row[1]) for _, row in _read_rows(path)}
-    except (IndexError, ValueError):
-        raise ValueError(
-            f"{path} must hold lines class,id with ids that are whole numbers."
-        ) from None
-    if sorted(ids.values()) != list(range(len(ids))):
-        raise ValueError(
-            f"{path}: the ids must run from 0 to {len(ids) - 1} without gaps, not"
-            f" {sorted(ids.values())}."
-        )
-    return tuple(sorted(ids, key=ids.get))
+        report = DataReport(path.name, strict)
+        entries = [e for e in _read_table(path, report) if check_entry(e, report)]
+        finish(self, entries, class_names, report)

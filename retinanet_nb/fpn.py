@@ -8,8 +8,7 @@ __all__ = ['UpsampleLike', 'feature_pyramid']
 # %% ../nbs/03a_fpn.ipynb #393f5132
 #| code-fold: true
 #| code-summary: "Imports"
-import keras
-from keras import ops
+from .engine import keras, ops
 
 # %% ../nbs/03a_fpn.ipynb #b8a231c2
 @keras.saving.register_keras_serializable("retinanet_nb")
@@ -32,6 +31,19 @@ class UpsampleLike(keras.layers.Layer):
         return (source[0], *target[1:3], source[3])
 
 # %% ../nbs/03a_fpn.ipynb #8166e479
+def _convolution(x, name, feature_size, size=3, stride=1):
+    "A convolution to `feature_size` channels."
+    return keras.layers.Conv2D(
+        feature_size, size, stride, padding="same", name=name
+    )(x)
+
+
+def _step_down(name, coarse, fine):
+    "`coarse`, doubled, added to the next finer map."
+    doubled = UpsampleLike(name=f"{name}_upsampled")([coarse, fine])
+    return keras.layers.Add(name=name)([fine, doubled])
+
+
 def feature_pyramid(
     c3,  # (B, ⌈H/8⌉, ⌈W/8⌉, ·)
     c4,  # (B, ⌈H/16⌉, ⌈W/16⌉, ·)
@@ -44,15 +56,14 @@ def feature_pyramid(
     Source: Feature Pyramid Networks (Lin et al. 2017), section 3; P6 and P7 as in
     RetinaNet (Lin et al. 2017), section 4.
     """
-    conv = lambda name, size=3, stride=1: keras.layers.Conv2D(
-        feature_size, size, stride, padding="same", name=name
-    )
-    up = lambda name, source, target: keras.layers.Add(name=name)(
-        [target, UpsampleLike(name=f"{name}_upsampled")([source, target])]
-    )
-    m5 = conv("C5_reduced", 1)(c5)
-    m4 = up("P4_merged", m5, conv("C4_reduced", 1)(c4))
-    m3 = up("P3_merged", m4, conv("C3_reduced", 1)(c3))
-    p6 = conv("P6", stride=2)(c5)
-    p7 = conv("P7", stride=2)(keras.layers.Activation("relu", name="P6_relu")(p6))
-    return [conv("P3")(m3), conv("P4")(m4), conv("P5")(m5), p6, p7]
+    n = feature_size
+    m5 = _convolution(c5, "C5_reduced", n, size=1)
+    m4 = _step_down("P4_merged", m5, _convolution(c4, "C4_reduced", n, size=1))
+    m3 = _step_down("P3_merged", m4, _convolution(c3, "C3_reduced", n, size=1))
+    p6 = _convolution(c5, "P6", n, stride=2)
+    p6_relu = keras.layers.Activation("relu", name="P6_relu")(p6)
+    p7 = _convolution(p6_relu, "P7", n, stride=2)
+    p3 = _convolution(m3, "P3", n)
+    p4 = _convolution(m4, "P4", n)
+    p5 = _convolution(m5, "P5", n)
+    return [p3, p4, p5, p6, p7]

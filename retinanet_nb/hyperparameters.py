@@ -9,13 +9,17 @@ __all__ = ['VOC_CLASSES', 'PRESETS', 'AnchorParameters', 'HyperParameters', 'pre
 #| code-fold: true
 #| code-summary: "Imports"
 import dataclasses
+import difflib
 import json
-import math
+import operator
 import os
+import sys
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from types import NoneType
 from typing import get_args
+
+from .files import _short
 
 # %% ../nbs/01_hyperparameters.ipynb #42e4e74f
 VOC_CLASSES = (
@@ -46,21 +50,34 @@ def _numbers(name, values, at_least=1):
     """`values` as a tuple of positive finite numbers, or a `ValueError` that
     names the field.
     """
+    plural = "s" if at_least > 1 else ""
     wrong = ValueError(
         f"{name} must be a sequence of at least {at_least} positive"
-        f" number{'s' * (at_least > 1)}, not {values!r}"
+        f" number{plural}, not {_quoted(values)}"
     )
     try:
         values = tuple(values)
     except TypeError:
         raise wrong from None
-    if len(values) < at_least or any(
-        isinstance(v, bool) or not isinstance(v, Real) or not 0 < v < math.inf
-        for v in values
-    ):
+    if len(values) < at_least or not all(map(_is_positive, values)):
         raise wrong
     # NumPy's numbers would not go into JSON
     return tuple(int(v) if isinstance(v, Integral) else float(v) for v in values)
+
+
+def _is_positive(value):
+    "Whether `value` is a number above 0 that a float can hold."
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    return 0 < value <= sys.float_info.max
+
+
+def _quoted(value):
+    "`value` as a message quotes it: short, whatever it is."
+    try:
+        return _short(repr(value))
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} too large to be shown"
 
 # %% ../nbs/01_hyperparameters.ipynb #bef3bcad
 @dataclass(frozen=True)
@@ -74,39 +91,28 @@ class AnchorParameters:
     "Anchors".
     """
 
-    sizes: tuple = (
-        32,
-        64,
-        128,
-        256,
-        512,
-    )  # side of the square anchor of scale 1, in pixels, P3…P7
-    strides: tuple = (
-        8,
-        16,
-        32,
-        64,
-        128,
-    )  # distance of neighbouring cells, in pixels, P3…P7
+    # side of the square anchor of scale 1, in pixels, P3…P7
+    sizes: tuple = (32, 64, 128, 256, 512)
+    # distance of neighbouring cells, in pixels, P3…P7
+    strides: tuple = (8, 16, 32, 64, 128)
     ratios: tuple = (0.5, 1, 2)  # height / width
-    scales: tuple = (
-        1,
-        2 ** (1 / 3),
-        2 ** (2 / 3),
-    )  # three to the octave between one level's size and the next
+    # three to the octave between one level's size and the next
+    scales: tuple = (1, 2 ** (1 / 3), 2 ** (2 / 3))
 
     def __post_init__(self):
         for name in ("sizes", "strides", "ratios", "scales"):
-            object.__setattr__(
-                self,
-                name,
-                _numbers(f"AnchorParameters.{name}", getattr(self, name)),
-            )
+            checked = _numbers(f"AnchorParameters.{name}", getattr(self, name))
+            object.__setattr__(self, name, checked)
         if len(self.sizes) != 5 or self.strides != (8, 16, 32, 64, 128):
             raise ValueError(
                 "AnchorParameters needs five sizes and the strides (8, 16, 32,"
                 f" 64, 128) of P3…P7, not sizes={self.sizes} and"
                 f" strides={self.strides}"
+            )
+        if self.num_anchors > 256:
+            raise ValueError(
+                "AnchorParameters allows 256 anchors a cell, not the"
+                f" {self.num_anchors} of these ratios and scales"
             )
 
     @property
@@ -130,7 +136,7 @@ def _typed(name, kind, value):
         # also NumPy's
         if int in kinds and isinstance(value, Integral):
             return int(value)
-        if float in kinds and isinstance(value, Real) and math.isfinite(value):
+        if float in kinds and isinstance(value, Real) and _fits(value):
             return float(value)
     wanted = {
         bool: "True or False",
@@ -140,237 +146,120 @@ def _typed(name, kind, value):
         NoneType: "None",
     }
     raise ValueError(
-        f"{name} must be {' or '.join(wanted[k] for k in kinds)}, not {value!r}"
+        f"{name} must be {' or '.join(wanted[k] for k in kinds)},"
+        f" not {_quoted(value)}"
     )
 
-# %% ../nbs/01_hyperparameters.ipynb #f39fac8a
-@dataclass(frozen=True)
-class HyperParameters:
-    """Everything that RetinaNet leaves open: network, anchors, targets, losses,
-    filtering, training.
 
-    Frozen: `replace` gives a changed copy. Lengths are pixels, sizes `(height,
-    width)`. Raises `ValueError` naming the field that is of a wrong type or out
-    of range. The defaults are those of the paper (RetinaNet, Lin et al. 2017,
-    sections 4 and 5) and of the documented Pascal VOC system (Adam at 1e-5).
-    """
+def _fits(value):
+    "Whether a float can hold the number `value`, and it is no NaN."
+    return abs(value) <= sys.float_info.max
 
-    # The network
-    backbone: str = "resnet50"  # a name of the registry in chapter 2
-    image_size: tuple = (
-        512,
-        512,
-    )  # canvas for training, (height, width) in pixels
-    feature_size: int = 256  # channels of the pyramid and of the subnets
-    subnet_depth: int = 4  # hidden 3×3 convolutions in each subnet
-    # None as in the paper, or "group": GroupNorm before every ReLU of the subnets
-    subnet_norm: str | None = None
-    prior_probability: float = (
-        0.01  # π: what every anchor says of every class before training
-    )
-    batch_norm_momentum: float | None = (
-        None  # None keeps the backbone's own; from scratch about 0.9 is needed
-    )
-    # Anchors and box coding
-    anchors: AnchorParameters = field(default_factory=AnchorParameters)
-    box_std: tuple = (
-        0.1,
-        0.1,
-        0.2,
-        0.2,
-    )  # the deltas (tx, ty, tw, th) are divided by these
-    # Targets
-    negative_overlap: float = 0.4  # an anchor with a smaller IoU is background
-    positive_overlap: float = (
-        0.5  # an anchor with at least this IoU answers for the object
-    )
-    force_match: bool = (
-        True  # every object gets its best anchor, however small the IoU
-    )
-    # Losses
-    alpha: float | None = (
-        0.25  # focal loss: weight of the positives; None turns it off
-    )
-    gamma: float = 2.0  # focal loss: how fast easy examples fade
-    sigma: float = 3.0  # smooth L1: quadratic below 1 / σ²
-    box_loss_weight: float = 1.0  # total = classification + this · box
-    # Filtering
-    score_threshold: float = 0.05  # lower scores are dropped
-    nms_threshold: float = (
-        0.5  # a better box suppresses those that overlap it more than this
-    )
-    pre_nms_top_k: int = (
-        1000  # candidates that enter suppression, over all levels
-    )
-    max_detections: int = 300  # detections a picture
-    # Training
-    optimizer: str = "adam"  # adam, adamw or sgd (momentum 0.9)
-    learning_rate: float = 1e-5  # the highest of the schedule
-    weight_decay: float = (
-        0.0  # adamw: decoupled; sgd: added to the gradient; adam: not used
-    )
-    clip_norm: float | None = (
-        10.0  # the norm of all gradients together is cut to this; None: never
-    )
-    warmup_steps: int = 0  # the rate rises linearly over these steps
-    schedule: str = (
-        "constant"  # constant or cosine (falls to a hundredth at the end)
-    )
-    epochs: int = 50  # passes over the training pictures
-    patience: int | None = (
-        None  # stop after so many measurements without a better mAP; None: never
-    )
-    batch_size: int = 4  # pictures a step
-    weights: str | None = (
-        None  # None, "imagenet" (backbone) or a model file to start from
-    )
-    # backbone stages that do not learn: 0 none, 2 stem and first stage, 5 all
-    freeze_stages: int = 0
-    freeze_batch_norm: bool = (
-        False  # keep BatchNorm's statistics and scales as loaded
-    )
-    precision: str = "float32"  # float32 or mixed_bfloat16, for training
-    ema_momentum: float | None = (
-        None  # moving average of the weights, e.g. 0.998; None turns it off
-    )
-    # Augmentation
-    flip: float = 0.5  # probability of a horizontal flip
-    scale_jitter: tuple = (1.0, 1.0)  # range of a random zoom
-    color_jitter: float = (
-        0.0  # strength of the random brightness, contrast and saturation
-    )
-    seed: int = 0  # of the initial weights, the order and the augmentation
+# %% ../nbs/01_hyperparameters.ipynb #5e0b1c02
+_LIMITS = {
+    "feature_size": ("at least", 1, "at most", 4096),
+    "subnet_depth": ("at least", 0, "at most", 64),
+    "prior_probability": ("above", 0, "below", 1),
+    "batch_norm_momentum": ("at least", 0, "below", 1),
+    "positive_overlap": ("above", 0, "at most", 1),
+    "negative_overlap": ("at least", 0, "at most", 1),
+    "alpha": ("above", 0, "below", 1),
+    "gamma": ("at least", 0),
+    "sigma": ("above", 0),
+    "box_loss_weight": ("at least", 0),
+    "score_threshold": ("at least", 0, "below", 1),
+    "nms_threshold": ("at least", 0, "at most", 1),
+    "pre_nms_top_k": ("at least", 1, "at most", 100_000),
+    "max_detections": ("at least", 1, "at most", 10_000),
+    "learning_rate": ("above", 0),
+    "weight_decay": ("at least", 0),
+    "clip_norm": ("above", 0),
+    "warmup_steps": ("at least", 0),
+    "epochs": ("at least", 1),
+    "patience": ("at least", 1),
+    "batch_size": ("at least", 1),
+    "freeze_stages": ("at least", 0, "at most", 5),
+    "ema_momentum": ("above", 0, "below", 1),
+    "flip": ("at least", 0, "at most", 1),
+    "color_jitter": ("at least", 0, "below", 1),
+    # NumPy and Keras take no other seeds
+    "seed": ("at least", 0, "at most", 2**32 - 1),
+}
+_CHOICES = {
+    "subnet_norm": (None, "group"),
+    "optimizer": ("adam", "adamw", "sgd"),
+    "schedule": ("constant", "cosine"),
+    "precision": ("float32", "mixed_bfloat16"),
+    "best_metric": ("voc07", "voc", "coco"),
+}
 
-    def __post_init__(self):
-        set = lambda name, value: object.__setattr__(self, name, value)
-        if isinstance(self.anchors, dict):
-            try:
-                set("anchors", AnchorParameters(**self.anchors))
-            except TypeError:
-                raise ValueError(
-                    "HyperParameters.anchors has sizes, strides, ratios and"
-                    f" scales, not {', '.join(self.anchors)}"
-                ) from None
-        if not isinstance(self.anchors, AnchorParameters):
-            raise ValueError(
-                "HyperParameters.anchors must be AnchorParameters, not"
-                f" {self.anchors!r}"
-            )
-        lengths = {"image_size": 2, "box_std": 4, "scale_jitter": 2}
-        for f in dataclasses.fields(self):
-            value, name = getattr(self, f.name), f"HyperParameters.{f.name}"
-            if f.name in lengths:
-                set(f.name, _numbers(name, value, lengths[f.name]))
-                if len(getattr(self, f.name)) != lengths[f.name]:
-                    raise ValueError(
-                        f"{name} needs {lengths[f.name]} numbers, not {value!r}"
-                    )
-            elif f.name != "anchors":
-                set(f.name, _typed(name, f.type, value))
-        for name, ok, wanted in (
-            (
-                "image_size",
-                all(isinstance(v, int) for v in self.image_size),
-                "two whole numbers of pixels, (height, width)",
-            ),
-            ("feature_size", self.feature_size >= 1, "at least 1"),
-            ("subnet_depth", self.subnet_depth >= 0, "0 or more"),
-            ("subnet_norm", self.subnet_norm in (None, "group"), "None or group"),
-            (
-                "prior_probability",
-                0 < self.prior_probability < 1,
-                "between 0 and 1",
-            ),
-            (
-                "batch_norm_momentum",
-                self.batch_norm_momentum is None
-                or 0 <= self.batch_norm_momentum < 1,
-                "None, or at least 0 and below 1",
-            ),
-            (
-                "positive_overlap",
-                0 < self.positive_overlap <= 1,
-                "above 0 and at most 1",
-            ),
-            (
-                "negative_overlap",
-                0 <= self.negative_overlap <= self.positive_overlap,
-                "between 0 and positive_overlap",
-            ),
-            (
-                "alpha",
-                self.alpha is None or 0 < self.alpha < 1,
-                "None or between 0 and 1",
-            ),
-            ("gamma", self.gamma >= 0, "0 or more"),
-            ("sigma", self.sigma > 0, "above 0"),
-            ("box_loss_weight", self.box_loss_weight >= 0, "0 or more"),
-            (
-                "score_threshold",
-                0 <= self.score_threshold < 1,
-                "at least 0 and below 1",
-            ),
-            ("nms_threshold", 0 <= self.nms_threshold <= 1, "between 0 and 1"),
-            ("pre_nms_top_k", self.pre_nms_top_k >= 1, "at least 1"),
-            ("max_detections", self.max_detections >= 1, "at least 1"),
-            (
-                "optimizer",
-                self.optimizer in ("adam", "adamw", "sgd"),
-                "adam, adamw or sgd",
-            ),
-            ("learning_rate", self.learning_rate > 0, "above 0"),
-            ("weight_decay", self.weight_decay >= 0, "0 or more"),
-            (
-                "clip_norm",
-                self.clip_norm is None or self.clip_norm > 0,
-                "None or above 0",
-            ),
-            ("warmup_steps", self.warmup_steps >= 0, "0 or more"),
-            (
-                "schedule",
-                self.schedule in ("constant", "cosine"),
-                "constant or cosine",
-            ),
-            ("epochs", self.epochs >= 1, "at least 1"),
-            (
-                "patience",
-                self.patience is None or self.patience >= 1,
-                "None or at least 1",
-            ),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("freeze_stages", 0 <= self.freeze_stages <= 5, "between 0 and 5"),
-            (
-                "precision",
-                self.precision in ("float32", "mixed_bfloat16"),
-                "float32 or mixed_bfloat16",
-            ),
-            (
-                "ema_momentum",
-                self.ema_momentum is None or 0 < self.ema_momentum < 1,
-                "None or between 0 and 1",
-            ),
-            ("flip", 0 <= self.flip <= 1, "a probability between 0 and 1"),
-            (
-                "scale_jitter",
-                self.scale_jitter[0] <= self.scale_jitter[1],
-                "(smallest, largest)",
-            ),
-            (
-                "color_jitter",
-                0 <= self.color_jitter < 1,
-                "at least 0 and below 1",
-            ),
-        ):
-            if not ok:
-                raise ValueError(
-                    f"HyperParameters.{name} must be {wanted}, not"
-                    f" {getattr(self, name)!r}"
-                )
+# %% ../nbs/01_hyperparameters.ipynb #5e0b1c04
+_RELATIONS = {
+    "at least": operator.ge,
+    "above": operator.gt,
+    "at most": operator.le,
+    "below": operator.lt,
+}
+
+
+def _check_value(name, value):
+    "`ValueError` that names the field where its value is out of range."
+    choices = _CHOICES.get(name, (value,))
+    if value not in choices:
+        names = ", ".join(map(str, choices))
+        raise ValueError(
+            f"HyperParameters.{name} must be one of {names}, not {_quoted(value)}"
+        )
+    if value is None:
+        return
+    limits = _LIMITS.get(name, ())
+    pairs = list(zip(limits[::2], limits[1::2]))
+    if not all(_RELATIONS[how](value, limit) for how, limit in pairs):
+        wanted = " and ".join(f"{how} {limit}" for how, limit in pairs)
+        raise ValueError(
+            f"HyperParameters.{name} must be {wanted}, not {_quoted(value)}"
+        )
+
+# %% ../nbs/01_hyperparameters.ipynb #5e0b1c07
+_LENGTHS = {"image_size": 2, "box_std": 4, "scale_jitter": 2}
+
+
+def _plain(f, value):
+    "`value` as the field `f` holds it; `ValueError` where it is of another kind."
+    name = f"HyperParameters.{f.name}"
+    if f.name == "anchors":
+        return _anchors(name, value)
+    if f.name not in _LENGTHS:
+        return _typed(name, f.type, value)
+    length = _LENGTHS[f.name]
+    numbers = _numbers(name, value, length)
+    if len(numbers) != length:
+        raise ValueError(f"{name} needs {length} numbers, not {_quoted(value)}")
+    return numbers
+
+
+def _anchors(name, value):
+    "`AnchorParameters`, also from the dictionary that JSON makes of them."
+    if isinstance(value, AnchorParameters):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be AnchorParameters, not {_quoted(value)}")
+    known = [f.name for f in dataclasses.fields(AnchorParameters)]
+    if not set(value) <= set(known):
+        raise ValueError(
+            f"{name} has {', '.join(known)}, not {_quoted(list(value))}"
+        )
+    return AnchorParameters(**value)
+
+# %% ../nbs/01_hyperparameters.ipynb #5e0b1c09
+class _Settings:
+    "What a frozen dataclass of settings can do, whatever its fields are."
 
     def replace(
         self,
+        /,
         **changes,  # fields and their new values
-    ) -> "HyperParameters":
+    ):
         """A copy with some fields changed.
 
         An unknown field is a `ValueError` that names the nearest ones.
@@ -378,17 +267,7 @@ class HyperParameters:
         known = [f.name for f in dataclasses.fields(self)]
         for name in changes:
             if name not in known:
-                import difflib
-
-                near = difflib.get_close_matches(name, known, 3)
-                raise ValueError(
-                    f"HyperParameters has no field {name!r}"
-                    + (
-                        f"; did you mean {' or '.join(near)}?"
-                        if near
-                        else f"; the fields are {', '.join(known)}"
-                    )
-                )
+                raise ValueError(_unknown(type(self).__name__, name, known))
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
@@ -398,25 +277,150 @@ class HyperParameters:
     @classmethod
     def from_json(
         cls,
-        text: str,  # of to_json, perhaps with fewer fields
-    ) -> "HyperParameters":
+        text: str | dict,  # of to_json, or the dictionary in it; fields may lack
+        source: str | os.PathLike | None = None,  # file, for the messages
+    ):
         """The inverse of `to_json`.
 
-        Fields that `text` leaves out have their defaults; unknown ones are a
-        `ValueError`.
+        Fields that `text` leaves out have their defaults. Unknown ones, values
+        of another type or out of range, and what isn't JSON at all are a
+        `ValueError` that begins with `source`.
         """
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as e:
-            raise ValueError(f"hyperparameters are not valid JSON: {e}") from None
-        if not isinstance(values, dict):
-            raise ValueError(
-                "hyperparameters must be a JSON object, not"
-                f" {type(values).__name__}"
-            )
-        return cls().replace(**values)
+            values = text if isinstance(text, dict) else _parse(text)
+            return cls().replace(**values)
+        except ValueError as error:
+            where = "" if source is None else f"{source}: "
+            raise ValueError(f"{where}{error}") from None
+
+# %% ../nbs/01_hyperparameters.ipynb #5e0b1c0b
+def _parse(text):
+    "The JSON object in `text`; anything else is a `ValueError`."
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError("hyperparameters are nested too deeply") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"hyperparameters are not valid JSON: {_short(error)}"
+        ) from None
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"hyperparameters must be a JSON object, not {_quoted(values)}"
+        )
+    return values
+
+
+def _unknown(kind, name, known):
+    "The message about a field that does not exist."
+    near = difflib.get_close_matches(name[:80], known, 3)
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+    else:
+        hint = f"the fields are {', '.join(known)}"
+    return f"{kind} has no field {_quoted(name)}; {hint}"
+
+# %% ../nbs/01_hyperparameters.ipynb #f39fac8a
+@dataclass(frozen=True)
+class HyperParameters(_Settings):
+    """Everything that RetinaNet leaves open: network, anchors, targets, losses,
+    filtering, training.
+
+    Frozen: `replace` gives a changed copy. Lengths are pixels, sizes `(height,
+    width)`. Raises `ValueError` naming the field that is of a wrong type or out
+    of range. The defaults are those of the documented Pascal VOC system. Most are
+    also the paper's (RetinaNet, Lin et al. 2017, sections 4 and 5).
+    """
+
+    # The network
+    backbone: str = "resnet50"  # a name of the registry in chapter 2
+    image_size: tuple = (512, 512)  # canvas for training, (height, width) pixels
+    feature_size: int = 256  # channels of the pyramid and of the subnets
+    subnet_depth: int = 4  # hidden 3×3 convolutions in each subnet
+    # None as in the paper, or "group": GroupNorm before every ReLU of the subnets
+    subnet_norm: str | None = None
+    # π: what every anchor says of every class before training
+    prior_probability: float = 0.01
+    # None keeps the backbone's own; from scratch about 0.9 is needed
+    batch_norm_momentum: float | None = None
+    # Anchors and box coding
+    anchors: AnchorParameters = field(default_factory=AnchorParameters)
+    # the deltas (tx, ty, tw, th) are divided by these
+    box_std: tuple = (0.1, 0.1, 0.2, 0.2)
+    # Targets
+    negative_overlap: float = 0.4  # an anchor with a smaller IoU is background
+    positive_overlap: float = (
+        0.5  # an anchor with this IoU answers for the object
+    )
+    force_match: bool = True  # every object gets its best anchor, at any IoU
+    # Losses
+    alpha: float | None = 0.25  # focal loss: weight of the positives; None: off
+    gamma: float = 2.0  # focal loss: how fast easy examples fade
+    sigma: float = 3.0  # smooth L1: quadratic below 1 / σ²
+    box_loss_weight: float = 1.0  # total = classification + this · box
+    # Filtering
+    score_threshold: float = 0.05  # lower scores are dropped
+    nms_threshold: float = 0.5  # a better box suppresses those it overlaps more
+    pre_nms_top_k: int = 1000  # candidates for suppression, over all levels
+    max_detections: int = 300  # detections a picture
+    # Training
+    optimizer: str = "adam"  # adam, adamw or sgd (momentum 0.9)
+    learning_rate: float = 1e-5  # the highest of the schedule
+    # adamw: decoupled; sgd: added to the gradient; adam: not used
+    weight_decay: float = 0.0
+    # the norm of all gradients together is cut to this; None: never
+    clip_norm: float | None = 10.0
+    warmup_steps: int = 0  # the rate rises linearly over these steps
+    schedule: str = "constant"  # constant or cosine (down to a hundredth)
+    epochs: int = 50  # passes over the training pictures
+    # which measurement decides what the best epoch is: voc07, voc or coco
+    best_metric: str = "voc07"
+    # stop after so many measurements without a better one; None: never
+    patience: int | None = None
+    batch_size: int = 4  # pictures a step
+    # None, "imagenet" (backbone) or a model file to start from
+    weights: str | None = None
+    # backbone stages that do not learn: 0 none, 2 stem and first stage, 5 all
+    freeze_stages: int = 0
+    freeze_batch_norm: bool = False  # keep statistics and scales as loaded
+    precision: str = "float32"  # float32 or mixed_bfloat16, for training
+    # moving average of the weights, e.g. 0.998; None turns it off
+    ema_momentum: float | None = None
+    # Augmentation
+    flip: float = 0.5  # probability of a horizontal flip
+    scale_jitter: tuple = (1.0, 1.0)  # range of a random zoom
+    color_jitter: float = (
+        0.0  # strength of random brightness, contrast, saturation
+    )
+    seed: int = 0  # of the initial weights, the order and the augmentation
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            value = _plain(f, getattr(self, f.name))
+            _check_value(f.name, value)
+            # the way past "frozen", once, while the object is made
+            object.__setattr__(self, f.name, value)
+        _check_together(self)
+
+# %% ../nbs/01_hyperparameters.ipynb #5e0b1c0e
+def _check_together(h):
+    "`ValueError` where fields of `h` contradict each other."
+    if not all(isinstance(v, int) and v <= 32_768 for v in h.image_size):
+        wanted = "two whole numbers of pixels, at most 32768, (height, width)"
+        name, value = "image_size", h.image_size
+    elif h.negative_overlap > h.positive_overlap:
+        wanted = f"at most positive_overlap, {h.positive_overlap}"
+        name, value = "negative_overlap", h.negative_overlap
+    elif h.scale_jitter[0] > h.scale_jitter[1]:
+        wanted = "(smallest, largest)"
+        name, value = "scale_jitter", h.scale_jitter
+    else:
+        return
+    raise ValueError(f"HyperParameters.{name} must be {wanted}, not {value!r}")
 
 # %% ../nbs/01_hyperparameters.ipynb #1828724d
+#| code-fold: true
+#| code-summary: "The presets"
 PRESETS = {
     # The system as documented: ImageNet backbone, Adam at 1e-5.
     "documented": HyperParameters(weights="imagenet", freeze_batch_norm=True),
@@ -489,12 +493,20 @@ def preset(
     Command, time and result of each (two cores of a server processor, no graphics
     card; the runs are in chapter 11, Results):
 
-    - `tiny`: `make demo`, or `retinanet_demo`. 1,600 drawn pictures, five minutes: VOC07 mAP 0.865 on 300 others.
-    - `from-scratch`: `retinanet_train bccd --preset from-scratch --image_size 240x320 --anchor_sizes 16,32,64,128,256`. 292 pictures of blood cells,
-      20 epochs, 78 minutes of processor time: COCO AP 0.529, AP50 0.857 on 72 others.
-    - `fine-tune`: `retinanet_train DATA --preset fine-tune --weights detector.keras`. A few epochs of a run from scratch; the result is the data's.
-    - `documented`: `retinanet_train VOC2007 --split trainval --val_split test --preset documented`. Wants a graphics card and the ImageNet weights; not measured.
-    - `paper`: `retinanet_train VOC2007 --split trainval --val_split test --preset paper`. Wants a large graphics card and the ImageNet weights; not measured.
+    - `tiny`: `make demo`, or `retinanet_demo`. 1,600 drawn pictures, five
+      minutes: VOC07 mAP 0.865 on 300 others.
+    - `from-scratch`: `retinanet_train bccd --preset from-scratch --image_size
+      240x320 --anchor_sizes 16,32,64,128,256`. 292 pictures of blood cells, 20
+      epochs, 78 minutes of processor time: COCO AP 0.529, AP50 0.857 on 72
+      others.
+    - `fine-tune`: `retinanet_train DATA --preset fine-tune --weights
+      detector.keras`. A few epochs of a run from scratch; the result is the
+      data's.
+    - `documented`: `retinanet_train VOC2007 --split trainval --val_split test
+      --preset documented`. Wants a graphics card and the ImageNet weights; not
+      measured.
+    - `paper`: `retinanet_train VOC2007 --split trainval --val_split test --preset
+      paper`. Wants a large graphics card and the ImageNet weights; not measured.
     """
     if name not in PRESETS:
         raise ValueError(

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from .hyperparameters import AnchorParameters, HyperParameters
-from .files import save_atomically
-from .pages import Page
+from .files import claim
+from .pages import PAGE_NAMES, PAGE_PATTERNS, Page
 from retinanet_nb.pictures import (
     GREY,
     INK,
@@ -288,6 +288,26 @@ def _percent(share):
     )  # cut, not rounded: 100.0 % means all
 
 # %% ../nbs/06d_inspection.ipynb #a6a25e36
+def _check_target(record, names):
+    "Raise `ValueError` that names a picture without a size, or a label without a name."
+    labels = record.labels
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+        raise ValueError(
+            f"{record.image}: labels must lie between 0 and {len(names) - 1}, the"
+            f" data set's {len(names)} classes; found {labels.min()} to {labels.max()}"
+        )
+    if record.width < 1 or record.height < 1:
+        raise ValueError(
+            f"{record.image}: a picture needs a width and a height of at least 1"
+            f" pixel, not {record.width}×{record.height}"
+        )
+
+
+def _joined(arrays, shape, dtype):
+    "One array of many; an empty one of this shape and type where there is none."
+    return np.concatenate(arrays) if arrays else np.zeros(shape, dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class _Targets:
     """The training targets of a data set: arrays of n objects, lengths in pixels
@@ -304,6 +324,7 @@ class _Targets:
 
     @classmethod
     def of(cls, dataset):
+        "The targets of a data set: neither difficult objects nor crowds."
         if isinstance(dataset, cls):
             return dataset
         names = getattr(dataset, "class_names", None)
@@ -313,43 +334,22 @@ class _Targets:
                 f" Records, not {type(dataset).__name__}"
             )
         records = list(dataset)
+        for record in records:
+            _check_target(record, names)
         keep = [~(r.difficult | r.crowd) for r in records]
-        for r in records:
-            if len(r.labels) and not 0 <= r.labels.min() <= r.labels.max() < len(
-                names
-            ):
-                raise ValueError(
-                    f"{r.image}: labels must lie between 0 and {len(names) - 1},"
-                    f" the data set's {len(names)} classes; found"
-                    f" {r.labels.min()} to {r.labels.max()}"
-                )
-            if r.width < 1 or r.height < 1:
-                raise ValueError(
-                    f"{r.image}: a picture needs a width and a height of at least"
-                    f" 1 pixel, not {r.width}×{r.height}"
-                )
-        join = lambda arrays, empty: np.concatenate(arrays) if arrays else empty
+        sizes = [
+            np.full((k.sum(), 2), (r.height, r.width))
+            for r, k in zip(records, keep)
+        ]
+        number = [np.full(k.sum(), i) for i, k in enumerate(keep)]
         return cls(
-            join(
-                [np.full(k.sum(), i) for i, k in enumerate(keep)],
-                np.zeros(0, int),
+            _joined(number, (0,), int),
+            _joined([np.flatnonzero(k) for k in keep], (0,), int),
+            _joined([r.labels[k] for r, k in zip(records, keep)], (0,), np.int32),
+            _joined(
+                [r.boxes[k] for r, k in zip(records, keep)], (0, 4), np.float32
             ),
-            join([np.flatnonzero(k) for k in keep], np.zeros(0, int)),
-            join(
-                [r.labels[k] for r, k in zip(records, keep)],
-                np.zeros(0, np.int32),
-            ),
-            join(
-                [r.boxes[k] for r, k in zip(records, keep)],
-                np.zeros((0, 4), np.float32),
-            ),
-            join(
-                [
-                    np.full((k.sum(), 2), (r.height, r.width))
-                    for r, k in zip(records, keep)
-                ],
-                np.zeros((0, 2), int),
-            ),
+            _joined(sizes, (0, 2), int),
             tuple(names),
             int(sum((~k).sum() for k in keep)),
         )
@@ -679,17 +679,8 @@ def _canvas_choices(image_size, targets):
     ]
 
 
-def _measure(targets, h, sizes=None, ratios=None, image_size=None):
-    """The `Suggestion` to use other sizes, ratios and canvas, measured on
-    `targets`.
-    """
-    a = AnchorParameters(
-        sizes or h.anchors.sizes,
-        h.anchors.strides,
-        ratios or h.anchors.ratios,
-        h.anchors.scales,
-    )
-    new = h.replace(anchors=a, image_size=image_size or h.image_size)
+def _said(h, sizes, ratios, image_size, enlarged):
+    "A change in words, as options of a command, and what to know about it."
     words, options, notes = [], [], []
     if sizes:
         words.append(f"anchor sizes {', '.join(map(str, sizes))}")
@@ -703,27 +694,42 @@ def _measure(targets, h, sizes=None, ratios=None, image_size=None):
                 " do not fit."
             )
     if image_size:
-        words.append(
-            f"a canvas of {image_size[0]}×{image_size[1]} (height × width)"
-        )
-        options.append(f"--image_size {image_size[0]}x{image_size[1]}")
-        if np.median(targets.scale(image_size)) > 1.01:
+        height, width = image_size
+        words.append(f"a canvas of {height}×{width} (height × width)")
+        options.append(f"--image_size {height}x{width}")
+        if enlarged:
             notes.append(
                 "Most pictures are enlarged: that fits the anchors, but adds no"
                 " detail."
             )
+    return " and ".join(words), " ".join(options), " ".join(notes)
+
+
+def _measure(targets, h, sizes=None, ratios=None, image_size=None):
+    """The `Suggestion` to use other sizes, ratios and canvas, measured on
+    `targets`.
+    """
+    a = AnchorParameters(
+        sizes or h.anchors.sizes,
+        h.anchors.strides,
+        ratios or h.anchors.ratios,
+        h.anchors.scales,
+    )
+    new = h.replace(anchors=a, image_size=image_size or h.image_size)
+    enlarged = np.median(targets.scale(new.image_size)) > 1.01
+    change, options, note = _said(h, sizes, ratios, image_size, enlarged)
     found = coverage(targets, new)
+    before = _count_anchors(h.image_size, h.anchors)
     return Suggestion(
-        " and ".join(words),
+        change,
         new,
         int(found.reached.sum()),
         len(found),
         math.prod(new.image_size) / math.prod(h.image_size),
-        _count_anchors(new.image_size, a)
-        / _count_anchors(h.image_size, h.anchors),
-        " ".join(options),
+        _count_anchors(new.image_size, a) / before,
+        options,
         found.worst_class[1],
-        " ".join(notes),
+        note,
     )
 
 
@@ -751,6 +757,48 @@ def _cheapest(found):
     return min((s for s in found if _score(s) >= min(1, best - 0.002)), key=_cost)
 
 # %% ../nbs/06d_inspection.ipynb #1fc5d848
+# by what the best few of each kind are chosen, and how many, to be combined
+_BEST = dict(
+    sizes=(lambda s: -_score(s), 3),
+    ratios=(lambda s: -_score(s), 3),
+    image_size=(lambda s: s.area, 4),
+)
+
+
+def _alone(targets, h):
+    "Every change of one kind, measured: kind → pairs of a change and `Suggestion`."
+    kinds = dict(
+        sizes=_size_choices(h.anchors),
+        ratios=_ratio_choices(h.anchors, targets),
+        image_size=_canvas_choices(h.image_size, targets),
+    )
+    return {
+        kind: [(c, _measure(targets, h, **{kind: c})) for c in choices]
+        for kind, choices in kinds.items()
+    }
+
+
+def _together(targets, h, alone):
+    "The cheapest change of several kinds at once, or `None`."
+    best = []
+    for kind, (key, count) in _BEST.items():
+        pairs = sorted(alone[kind], key=lambda pair: key(pair[1]))
+        best.append([None, *(change for change, _ in pairs[:count])])
+    found = [
+        _measure(targets, h, *changes)
+        for changes in product(*best)
+        if sum(change is not None for change in changes) > 1
+    ]
+    return _cheapest(found) if found else None
+
+
+def _worth_adding(several, chosen):
+    "Whether a change of several kinds is better than the best one of one kind."
+    single = min(chosen, key=_rank)
+    better = _score(several) >= 1 or _score(several) > _score(single) + 0.002
+    return better and _rank(several) < _rank(single)
+
+
 def suggestions(
     # a sequence of Record with .class_names
     dataset,
@@ -770,58 +818,20 @@ def suggestions(
     if now.enough:
         return []
     some = t.part(max(1, len(t) // _SEARCHED))
-    kinds = dict(
-        sizes=_size_choices(h.anchors),
-        ratios=_ratio_choices(h.anchors, t),
-        image_size=_canvas_choices(h.image_size, t),
-    )
-    found = {
-        kind: [(c, _measure(some, h, **{kind: c})) for c in choices]
-        for kind, choices in kinds.items()
-    }
+    alone = _alone(some, h)
     chosen = [
-        _cheapest([s for _, s in pairs]) for pairs in found.values() if pairs
+        _cheapest([s for _, s in pairs]) for pairs in alone.values() if pairs
     ]
     if all(_score(s) < 1 or s.area > 1.05 for s in chosen):
-        by = dict(
-            sizes=lambda s: -_score(s),
-            ratios=lambda s: -_score(s),
-            image_size=lambda s: s.area,
-        )
-        best = {
-            kind: (
-                [None]
-                + [
-                    c
-                    for c, _ in sorted(pairs, key=lambda p: by[kind](p[1]))[
-                        : 4 if kind == "image_size" else 3
-                    ]
-                ]
-            )
-            for kind, pairs in found.items()
-        }
-        together = [
-            _measure(some, h, *c)
-            for c in product(best["sizes"], best["ratios"], best["image_size"])
-            if sum(v is not None for v in c) > 1
-        ]
-        if together:
-            s, single = _cheapest(together), min(chosen, key=_rank)
-            if _rank(s) < _rank(single) and (
-                _score(s) >= 1 or _score(s) > _score(single) + 0.002
-            ):
-                chosen.append(s)
-    missed = len(now) - int(now.reached.sum())
-    if len(some) < len(t):
-        chosen = [
-            _measure(t, h, *(_changed(s.hyperparameters, h))) for s in chosen
-        ]
+        several = _together(some, h, alone)
+        if several is not None and _worth_adding(several, chosen):
+            chosen.append(several)
+    if len(some) < len(t):  # chosen on a part, measured on all
+        chosen = [_measure(t, h, *_changed(s.hyperparameters, h)) for s in chosen]
     # a tenth fewer, or it isn't worth a line
-    chosen = [
-        s
-        for s in chosen
-        if missed - (s.objects - s.reached) >= max(1, 0.1 * missed)
-    ]
+    missed = len(now) - int(now.reached.sum())
+    enough = max(1, 0.1 * missed)
+    chosen = [s for s in chosen if missed - (s.objects - s.reached) >= enough]
     return sorted(chosen, key=_rank)
 
 
@@ -918,6 +928,12 @@ def same_pictures(
     )
 
 # %% ../nbs/06d_inspection.ipynb #dfd5bd8f
+def _first_ten(items, line):
+    "Ten items as indented lines, and how many more there are."
+    lines = [f"  {line(item)}" for item in items[:10]]
+    return lines + [f"  … and {len(items) - 10} more"] * (len(items) > 10)
+
+
 @dataclass(eq=False)
 class Inspection:
     "What `inspect_dataset` found. `print` it, or `to_json()`."
@@ -966,66 +982,60 @@ class Inspection:
             ]
         )
 
+    def _coverage_dict(self):
+        "Coverage as JSON can hold it; every unreached object is listed."
+        c = self.coverage
+        unreached = [
+            dict(
+                file=self.files[c.picture[k]],
+                object=int(c.index[k]),
+                name=c.class_names[c.label[k]],
+                canvas_box=[round(float(v), 2) for v in c.boxes[k]],
+                iou=round(float(c.iou[k]), 4),
+                level=f"P{c.level[k] + 3}",
+            )
+            for k in np.flatnonzero(~c.reached)
+        ]
+        return dict(
+            share=c.share,
+            enough=c.enough,
+            objects=len(c),
+            reached=int(c.reached.sum()),
+            between=int(c.between.sum()),
+            left_out=c.left_out,
+            per_class=c.per_class(),
+            per_size=c.per_size(),
+            unreached=unreached,
+        )
+
+    def _suggestion_dicts(self):
+        "The proposals as JSON can hold them."
+        names = "change coverage worst_class reached objects area anchors options note"
+        return [
+            {name: getattr(s, name) for name in names.split()}
+            for s in self.suggestions
+        ]
+
     def to_json(self) -> str:
         "All of it as JSON text; every unreached object is listed."
-        c, h = self.coverage, self.hyperparameters
-        return json.dumps(
-            dict(
-                source=self.report.source,
-                hyperparameters=json.loads(h.to_json()),
-                data=asdict(self.report),
-                coverage=dict(
-                    share=c.share,
-                    enough=c.enough,
-                    objects=len(c),
-                    reached=int(c.reached.sum()),
-                    between=int(c.between.sum()),
-                    left_out=c.left_out,
-                    per_class=c.per_class(),
-                    per_size=c.per_size(),
-                    unreached=[
-                        dict(
-                            file=self.files[c.picture[k]],
-                            object=int(c.index[k]),
-                            name=c.class_names[c.label[k]],
-                            canvas_box=[round(float(v), 2) for v in c.boxes[k]],
-                            iou=round(float(c.iou[k]), 4),
-                            level=f"P{c.level[k] + 3}",
-                        )
-                        for k in np.flatnonzero(~c.reached)
-                    ],
-                ),
-                sizes=self.sizes,
-                objects_per_picture=(
-                    dict(
-                        median=float(np.median(self.objects)),
-                        most=int(self.objects.max()),
-                    )
-                    if len(self.objects)
-                    else None
-                ),
-                suggestions=[
-                    dict(
-                        change=s.change,
-                        coverage=s.coverage,
-                        worst_class=s.worst_class,
-                        reached=s.reached,
-                        objects=s.objects,
-                        area=s.area,
-                        anchors=s.anchors,
-                        options=s.options,
-                        note=s.note,
-                    )
-                    for s in self.suggestions
-                ],
-                tiny=self.tiny,
-                double_boxes=self.double,
-                same_pictures=self.same,
-                unreadable=self.unreadable,
-            ),
-            indent=1,
-            ensure_ascii=False,
+        number = None
+        if len(self.objects):
+            median = float(np.median(self.objects))
+            number = dict(median=median, most=int(self.objects.max()))
+        value = dict(
+            source=self.report.source,
+            hyperparameters=json.loads(self.hyperparameters.to_json()),
+            data=asdict(self.report),
+            coverage=self._coverage_dict(),
+            sizes=self.sizes,
+            objects_per_picture=number,
+            suggestions=self._suggestion_dicts(),
+            tiny=self.tiny,
+            double_boxes=self.double,
+            same_pictures=self.same,
+            unreadable=self.unreadable,
         )
+        return json.dumps(value, indent=1, ensure_ascii=False)
 
     @property
     def verdict(self) -> str:
@@ -1103,63 +1113,58 @@ class Inspection:
             " tiles: the finest cells are 8 pixels wide."
         )
 
-    def __str__(self):
-        c = self.coverage
-        few = lambda items, line: (
-            [f"  {line(i)}" for i in items[:10]]
-            + ([f"  … and {len(items) - 10} more"] if len(items) > 10 else [])
-        )
-        parts = [
-            f"Inspection of {self.report.source}",
-            self.verdict,
-            "",
+    def _data_text(self):
+        "What the reader said, and the sizes."
+        lines = [
             "DATA",
             str(self.report),
             "",
-            (
-                "SIZES on the canvas, pixels (of training targets; difficult"
-                f" objects and crowds left out: {c.left_out})"
-            ),
+            "SIZES on the canvas, pixels (of training targets; difficult objects"
+            f" and crowds left out: {self.coverage.left_out})",
             self._sizes_text(),
         ]
         if len(self.objects):
-            parts.append(
+            most = int(self.objects.argmax())
+            lines.append(
                 f"objects a picture: {np.median(self.objects):g} in the median,"
-                f" {self.objects.max()} at most"
-                f" ({self.files[int(self.objects.argmax())]})"
+                f" {self.objects[most]} at most ({self.files[most]})"
             )
-        parts += ["", "COVERAGE by anchors", str(c)]
+        return lines
+
+    def _suspicious_text(self):
+        "Doubles and what could not be read, ten of each."
+        lines = [f"boxes that are nearly the same: {len(self.double)}"]
+        lines += _first_ten(self.double, ": ".join)
+        lines.append(f"picture files with the same bytes: {len(self.same)}")
+        lines += _first_ten(self.same, " = ".join)
+        if self.unreadable:
+            lines.append(f"pictures that cannot be read: {len(self.unreadable)}")
+            lines += _first_ten(self.unreadable, ": ".join)
+        return lines
+
+    def _proposals_text(self):
+        "The proposals, numbered, or why there is none."
+        if self.suggestions:
+            return [f"{k}. {s}" for k, s in enumerate(self.suggestions, 1)]
+        if not self.coverage.enough:
+            return ["none"]
+        nothing = "nothing needs changing"
+        return [
+            nothing if len(self.coverage) else "there is no object to train on"
+        ]
+
+    def __str__(self):
+        parts = [f"Inspection of {self.report.source}", self.verdict, ""]
+        parts += [
+            *self._data_text(),
+            "",
+            "COVERAGE by anchors",
+            str(self.coverage),
+        ]
         if self.tiny:
             parts.append(self._tiny_text())
-        parts += [
-            "",
-            "SUSPICIOUS",
-            f"boxes that are nearly the same: {len(self.double)}",
-            *few(self.double, ": ".join),
-            f"picture files with the same bytes: {len(self.same)}",
-            *few(self.same, " = ".join),
-        ]
-        if self.unreadable:
-            parts += [
-                f"pictures that cannot be read: {len(self.unreadable)}",
-                *few(self.unreadable, ": ".join),
-            ]
-        parts += [
-            "",
-            "PROPOSALS",
-            *(
-                [f"{k}. {s}" for k, s in enumerate(self.suggestions, 1)]
-                or [
-                    "none"
-                    if not c.enough
-                    else (
-                        "nothing needs changing"
-                        if len(c)
-                        else "there is no object to train on"
-                    )
-                ]
-            ),
-        ]
+        parts += ["", "SUSPICIOUS", *self._suspicious_text()]
+        parts += ["", "PROPOSALS", *self._proposals_text()]
         return "\n".join(parts)
 
     __repr__ = __str__
@@ -1227,6 +1232,10 @@ def _worth_seeing(coverage, objects, count):
     ]
 
 # %% ../nbs/06d_inspection.ipynb #e535751f
+def _objects(count):
+    return f"{count} object{'s' * (count != 1)}"
+
+
 def _cards(inspection, dataset, page, count):
     """Cards of the pictures worth seeing, drawn at a handy size; a picture that
     cannot be read is noted instead.
@@ -1248,7 +1257,7 @@ def _cards(inspection, dataset, page, count):
         )
         state, of = c.state(i, len(r.labels)), c.picture == i
         text = (
-            f"{file}: {int((state >= 0).sum())} objects,"
+            f"{file}: {_objects(int((state >= 0).sum()))},"
             f" {int((state == 0).sum())} not reached"
         )
         if (state == 0).any():
@@ -1278,47 +1287,125 @@ def _cut(share):
     )  # 1.000 means all
 
 
-def _write_page(inspection, dataset, folder, count):
-    "index.html with its pictures, report.txt and report.json."
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    c, r = inspection.coverage, inspection.report
-    page = Page(folder, f"Inspection of {r.source}", inspection.verdict)
-    cards = _cards(inspection, dataset, page, count)
-    page.section(
-        "",
-        "",
-        page.headline(
-            _percent(c.share) if len(c) else "–",
-            f"of {len(c)} objects have an anchor that fits them",
-        ),
-    )
+def _proposals(page, inspection):
+    "The headline, and what would help, with its price."
+    c = inspection.coverage
+    share = _percent(c.share) if len(c) else "–"
+    text = f"of {len(c)} objects have an anchor that fits them"
+    page.section("", "", page.headline(share, text))
     if inspection.suggestions:
-        rows = [("as it is", _cut(c.share), 1.0, 1.0)] + [
-            (s.change, _cut(s.coverage), s.area, s.anchors)
-            for s in inspection.suggestions
-        ]
+        rows = [("as it is", _cut(c.share), 1.0, 1.0)]
+        lines = []
+        for s in inspection.suggestions:
+            rows.append((s.change, _cut(s.coverage), s.area, s.anchors))
+            lines.append(inspection.line(s) + (f"  # {s.note}" if s.note else ""))
+        header = ("change", "objects reached", "area ×", "anchors ×")
         page.section(
             "Proposals",
             "Options for the training command; the area is that of the canvas"
             " beside the present one, and time grows with it.",
-            page.table(
-                ("change", "objects reached", "area ×", "anchors ×"),
-                rows,
-                bars=(1,),
-            ),
-            page.text(
-                "\n".join(
-                    inspection.line(s) + f"  # {s.note}" * bool(s.note)
-                    for s in inspection.suggestions
-                )
-            ),
+            page.table(header, rows, bars=(1,)),
+            page.text("\n".join(lines)),
         )
     elif len(c) and c.enough:
         page.section("Proposals", "Nothing needs changing.")
     if inspection.tiny:
         page.section("Too small", inspection._tiny_text())
+
+# %% ../nbs/06d_inspection.ipynb #01cf457a
+def _reach_columns(c):
+    "Headings of a table of coverage, and a function that makes a row's cells."
+    h = c.hyperparameters
+    between = f"{h.negative_overlap:g} to {h.positive_overlap:g}"
+    keys = ("name", "objects", "reached", "share", "between", "below")
+
+    def cells(row):
+        return [_cut(row[k]) if k == "share" else row[k] for k in keys]
+
+    return ("objects", "reached", "share", between, "below"), cells
+
+
+def _views(page, c):
+    "Sizes, shapes and overlaps in one figure."
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        book_style()
+        figure = Figure(figsize=(12, 3.6), layout="constrained")
+        plots = (plot_sizes, plot_shapes, plot_overlaps)
+        for plot, ax in zip(plots, figure.subplots(1, 3)):
+            plot(c, ax)
+        return page.figure(
+            figure,
+            "Left: sizes of the objects; dashed lines are the anchors' sides."
+            " Middle: width and height; crosses are the anchors. Right: best"
+            " overlap of each object with an anchor; dashed lines are the two"
+            " thresholds.",
+        )
+
+
+def _reach_tables(page, c):
+    "How many objects are reached, by class and by size."
+    columns, cells = _reach_columns(c)
+    height, width = c.hyperparameters.image_size
+    page.section(
+        "Coverage by class",
+        f"On a canvas of {height}×{width} pixels (height × width). Difficult"
+        f" objects and crowds are not counted; there are {c.left_out}.",
+        page.table(("class", *columns), map(cells, c.per_class()), bars=(3,)),
+    )
+    header = ("√area on the canvas, pixels", *columns)
+    page.section(
+        "Coverage by size",
+        "",
+        page.table(header, map(cells, c.per_size()), bars=(3,)),
+        _views(page, c),
+    )
+
+# %% ../nbs/06d_inspection.ipynb #d4262b65
+def _class_table(page, report):
+    "How many objects of each class there are."
+    header = (
+        "class",
+        "share of objects",
+        "objects",
+        "pictures",
+        "difficult",
+        "truncated",
+    )
+    total, rows = max(1, report.objects), []
+    for name, n in report.per_class.items():
+        share = n["objects"] / total
+        rows.append((name, share, *(n[key] for key in header[2:])))
+    text = "All objects, difficult ones and crowds too."
+    page.section("Classes", text, page.table(header, rows, bars=(1,)))
+
+
+def _file_table(page, inspection):
+    "Every file that was not taken as it stood, and why."
+    report, bad = inspection.report, []
+    for kind in ("refused", "dropped", "clipped", "noted"):
+        bad += [(kind, *item) for item in getattr(report, kind)]
+    bad += [("double box", *item) for item in inspection.double]
+    bad += [("same bytes", s[0], " = ".join(s[1:])) for s in inspection.same]
+    bad += [("unreadable", *item) for item in inspection.unreadable]
+    if not bad:
+        page.section("Files", "Every file was taken as it stood.")
+        return
+    more = f"The first 300 of {len(bad)} entries; report.json has all."
+    header = ("what", "file", "reason")
+    table = page.table(header, bad[:300])
+    page.section("Files", more if len(bad) > 300 else "", table)
+
+
+def _write_page(inspection, dataset, ours, count):
+    "index.html with its pictures, report.txt and report.json, in a claimed folder."
+    c, report = inspection.coverage, inspection.report
+    title = f"Inspection of {report.source}"
+    page = Page(ours.folder, title, inspection.verdict, ours)
+    cards = _cards(inspection, dataset, page, count)
+    _proposals(page, inspection)
     if cards:
         page.section(
             "Pictures",
@@ -1328,120 +1415,68 @@ def _write_page(inspection, dataset, folder, count):
             page.grid(cards),
         )
     if len(c):
-        columns, cells = (
-            (
-                "objects",
-                "reached",
-                "share",
-                (
-                    f"{c.hyperparameters.negative_overlap:g} to"
-                    f" {c.hyperparameters.positive_overlap:g}"
-                ),
-                "below",
-            ),
-            lambda row: [
-                _cut(row[k]) if k == "share" else row[k]
-                for k in (
-                    "name",
-                    "objects",
-                    "reached",
-                    "share",
-                    "between",
-                    "below",
-                )
-            ],
-        )
-        page.section(
-            "Coverage by class",
-            "On a canvas of"
-            f" {c.hyperparameters.image_size[0]}×{c.hyperparameters.image_size[1]}"
-            " pixels (height × width). Difficult objects and crowds are not"
-            f" counted; there are {c.left_out}.",
-            page.table(("class", *columns), map(cells, c.per_class()), bars=(3,)),
-        )
-        with matplotlib.rc_context():
-            book_style()
-            figure = Figure(figsize=(12, 3.6), layout="constrained")
-            for plot, ax in zip(
-                (plot_sizes, plot_shapes, plot_overlaps), figure.subplots(1, 3)
-            ):
-                plot(c, ax)
-            views = page.figure(
-                figure,
-                "Left: sizes of the objects; dashed lines are the anchors' sides."
-                " Middle: width and height; crosses are the anchors. Right: best"
-                " overlap of each object with an anchor; dashed lines are the two"
-                " thresholds.",
-            )
-        page.section(
-            "Coverage by size",
-            "",
-            page.table(
-                ("√area on the canvas, pixels", *columns),
-                map(cells, c.per_size()),
-                bars=(3,),
-            ),
-            views,
-        )
-    total = max(1, r.objects)
-    page.section(
-        "Classes",
-        "All objects, difficult ones and crowds too.",
-        page.table(
-            (
-                "class",
-                "share of objects",
-                "objects",
-                "pictures",
-                "difficult",
-                "truncated",
-            ),
-            [
-                (
-                    name,
-                    n["objects"] / total,
-                    n["objects"],
-                    n["pictures"],
-                    n["difficult"],
-                    n["truncated"],
-                )
-                for name, n in r.per_class.items()
-            ],
-            bars=(1,),
-        ),
-    )
-    bad = [
-        (kind, *item)
-        for kind in ("refused", "dropped", "clipped", "noted")
-        for item in getattr(r, kind)
-    ] + [("double box", *item) for item in inspection.double]
-    bad += [("same bytes", s[0], " = ".join(s[1:])) for s in inspection.same] + [
-        ("unreadable", *item) for item in inspection.unreadable
-    ]
-    page.section(
-        "Files",
-        (
-            (
-                f"The first 300 of {len(bad)} entries; report.json has all."
-                if len(bad) > 300
-                else ""
-            )
-            if bad
-            else "Every file was taken as it stood."
-        ),
-        *([page.table(("what", "file", "reason"), bad[:300])] if bad else []),
-    )
+        _reach_tables(page, c)
+    _class_table(page, report)
+    _file_table(page, inspection)
     page.section("The report as text", "", page.text(str(inspection)))
-    for name, text in (
-        ("report.txt", str(inspection) + "\n"),
-        ("report.json", inspection.to_json() + "\n"),
-    ):
-        save_atomically(
-            page.folder / name, lambda p: p.write_text(text, encoding="utf-8")
-        )
+    ours.write("report.txt", lambda beside: _write_text(beside, str(inspection)))
+    ours.write(
+        "report.json", lambda beside: _write_text(beside, inspection.to_json())
+    )
     page.save()
 
+
+def _write_text(path, text):
+    # names of files may hold bytes that are no UTF-8
+    path.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
+
 # %% ../nbs/06d_inspection.ipynb #62779ed8
+def _double_reason(names, labels, a, b):
+    "What to say of two boxes of one picture that are nearly the same."
+    first, second = names[labels[a]], names[labels[b]]
+    objects = f"objects {a + 1} and {b + 1} are"
+    if first == second:
+        return f"{objects} two boxes of {first} that are nearly the same"
+    return f"{objects} nearly the same box, once {first} and once {second}"
+
+
+def _tiny_list(dataset, targets, files, h):
+    "File, width and height of the objects that are too small for every anchor."
+    found = []
+    for i, k in tiny_objects(targets, h).tolist():
+        box = dataset[i].boxes[k]
+        found.append((files[i], *(round(float(v), 1) for v in box[2:] - box[:2])))
+    return found
+
+
+def _examine(dataset, h, command, said):
+    "All that needs no picture."
+    targets = _Targets.of(dataset)
+    report = getattr(dataset, "report", None)
+    if report is None:
+        records = list(dataset)
+        report = DataReport("records").count(records, tuple(dataset.class_names))
+    files, names = _file_names(dataset), targets.class_names
+    found = coverage(targets, h)
+    double = []
+    for i, a, b in double_boxes(dataset):
+        double.append((files[i], _double_reason(names, dataset[i].labels, a, b)))
+    return Inspection(
+        h,
+        report,
+        found,
+        suggestions(targets, h),
+        files,
+        np.array([len(r.labels) for r in dataset], int),
+        _size_table(found),
+        _tiny_list(dataset, targets, files, h),
+        double,
+        [tuple(files[i] for i in group) for group in same_pictures(dataset)],
+        command=command,
+        said=dict(said or {}),
+    )
+
+
 def inspect_dataset(
     # a sequence of Record with .class_names: VOCDataset, COCODataset, CSVDataset,
     # Records
@@ -1450,10 +1485,8 @@ def inspect_dataset(
     hyperparameters: HyperParameters = HyperParameters(),
     # where index.html, pictures/, report.txt and report.json go; None: nowhere
     folder: str | Path = None,
-    # how many pictures the page shows
-    pictures: int = 24,
-    # to train on this data, for the proposals
-    command: str = "retinanet_train DATA",
+    pictures: int = 24,  # how many pictures the page shows
+    command: str = "retinanet_train DATA",  # to train on this data
     # options of that command that belong to hyperparameters: name -> text
     said: dict = None,
 ) -> Inspection:
@@ -1461,56 +1494,17 @@ def inspect_dataset(
     above all which objects no anchor reaches and what would reach them.
 
     Pictures are decoded only for the page, as many as it shows. Raises
-    `TypeError` for what is no data set, `ValueError` for labels without a name.
+    `TypeError` for what is no data set, `ValueError` for labels without a name,
+    and, before anything is examined, for a `folder` where somebody else's file
+    would be replaced.
     """
-    targets = _Targets.of(dataset)
-    report = getattr(dataset, "report", None) or DataReport("records").count(
-        list(dataset), tuple(dataset.class_names)
-    )
-    files, names, found = (
-        _file_names(dataset),
-        targets.class_names,
-        coverage(targets, hyperparameters),
-    )
-
-    def doubles(i, a, b):
-        r = dataset[i]
-        first, second = names[r.labels[a]], names[r.labels[b]]
-        return files[i], (
-            f"objects {a + 1} and {b + 1} are two boxes of {first} that are"
-            " nearly the same"
-            if first == second
-            else (
-                f"objects {a + 1} and {b + 1} are nearly the same box, once"
-                f" {first} and once {second}"
-            )
-        )
-
-    tiny = [
-        (
-            files[i],
-            *(
-                round(float(v), 1)
-                for v in dataset[i].boxes[k, 2:] - dataset[i].boxes[k, :2]
-            ),
-        )
-        for i, k in tiny_objects(targets, hyperparameters).tolist()
-    ]
-    result = Inspection(
-        hyperparameters,
-        report,
-        found,
-        suggestions(targets, hyperparameters),
-        files,
-        np.array([len(r.labels) for r in dataset], int),
-        _size_table(found),
-        tiny,
-        [doubles(*d) for d in double_boxes(dataset)],
-        [tuple(files[i] for i in g) for g in same_pictures(dataset)],
-        command=command,
-        said=dict(said or {}),
-    )
-    if folder is not None:
-        _write_page(result, dataset, Path(folder), int(pictures))
-        result.folder = Path(folder)
+    if int(pictures) < 1:
+        raise ValueError(f"pictures must be at least 1, not {pictures}")
+    if folder is None:
+        return _examine(dataset, hyperparameters, command, said)
+    names = ["report.txt", "report.json", *PAGE_NAMES]
+    with claim(folder, names, PAGE_PATTERNS) as ours:
+        result = _examine(dataset, hyperparameters, command, said)
+        _write_page(result, dataset, ours, int(pictures))
+    result.folder = Path(folder)
     return result

@@ -8,7 +8,7 @@ __all__ = ['focal_loss', 'smooth_l1_loss']
 # %% ../nbs/05b_losses.ipynb #c66496d8
 #| code-fold: true
 #| code-summary: "Imports"
-from keras import ops
+from .engine import ops
 
 # %% ../nbs/05b_losses.ipynb #4a3cb2d6
 def _positives(

@@ -11,7 +11,6 @@ __all__ = ['INK', 'ACCENT', 'POSITIVE', 'NEGATIVE', 'GREY', 'PALETTE', 'PICTURE_
 #| code-fold: true
 #| code-summary: "Imports"
 import colorsys
-import functools
 import io
 import os
 import re
@@ -74,6 +73,40 @@ def label_color(
     return tuple(bytes.fromhex(color[1:]))
 
 # %% ../nbs/00a_pictures.ipynb #523197a0
+#| code-fold: true
+#| code-summary: "The style, and book_style"
+_STYLE = {
+    "figure.figsize": (6.4, 3.6),
+    "figure.dpi": 96,
+    "savefig.dpi": 96,
+    "savefig.bbox": "tight",
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "regular",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#e3e7eb",
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 2,
+    "legend.frameon": False,
+    "image.cmap": "viridis",
+    "image.interpolation": "nearest",
+    "svg.hashsalt": "retinanet_nb",
+}
+
+
 def book_style(
     # save a notebook's figures as JPEG: where they mostly show pictures, a fifth
     # of the PNG's size
@@ -85,49 +118,17 @@ def book_style(
     import matplotlib
     from cycler import cycler
 
-    matplotlib.rcParams.update(
-        {
-            "figure.figsize": (6.4, 3.6),
-            "figure.dpi": 96,
-            "savefig.dpi": 96,
-            "savefig.bbox": "tight",
-            "figure.facecolor": "white",
-            "figure.constrained_layout.use": True,
-            "font.size": 10,
-            "font.family": "sans-serif",
-            "axes.titlesize": 10.5,
-            "axes.titleweight": "regular",
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "axes.titlecolor": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
-            "axes.edgecolor": "#9aa5b1",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.linewidth": 0.8,
-            "axes.axisbelow": True,
-            "axes.grid": True,
-            "grid.color": "#e3e7eb",
-            "grid.linewidth": 0.8,
-            "lines.linewidth": 2,
-            "legend.frameon": False,
-            "axes.prop_cycle": cycler(color=PALETTE),
-            "image.cmap": "viridis",
-            "image.interpolation": "nearest",
-            "svg.hashsalt": "retinanet_nb",
-        }
+    matplotlib.rcParams.update(_STYLE)
+    matplotlib.rcParams["axes.prop_cycle"] = cycler(color=PALETTE)
+    in_notebook = (
+        "IPython" in sys.modules and sys.modules["IPython"].get_ipython()
     )
-    if (
-        photographs
-        and "IPython" in sys.modules
-        and sys.modules["IPython"].get_ipython()
-    ):
+    if photographs and in_notebook:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
         set_matplotlib_formats("jpeg", pil_kwargs={"quality": 88})
 
-
+# %% ../nbs/00a_pictures.ipynb #6210e842
 def show(
     image,  # (height, width, 3) or (height, width), 0…255
     ax=None,  # matplotlib axes; None makes a figure
@@ -150,33 +151,25 @@ def show(
             f" width), not {image.shape}"
         )
     if image.dtype != np.uint8:
-        image = np.clip(np.rint(np.asarray(image, np.float64)), 0, 255).astype(
-            np.uint8
-        )
+        image = np.rint(np.asarray(image, np.float64))
+        image = np.clip(image, 0, 255).astype(np.uint8)
     height, width = image.shape[:2]
     if ax is None:
-        side = 3.6
-        _, ax = plt.subplots(
-            figsize=figsize
-            or (
-                side
-                * max(1, width / height) ** 0.5
-                * min(1, width / height) ** 0.5,
-                side * (height / width) ** 0.5,
-            )
-        )
-    ax.imshow(
-        image,
-        cmap="gray",
-        vmin=0,
-        vmax=255,
-        extent=(0, width, height, 0),
-        interpolation="nearest" if height < 100 else "antialiased",
-    )
+        _, ax = plt.subplots(figsize=figsize or _figure_size(height, width))
+    # few pixels are meant to be seen as squares
+    how = "nearest" if height < 100 else "antialiased"
+    edges = (0, width, height, 0)
+    ax.imshow(image, "gray", vmin=0, vmax=255, extent=edges, interpolation=how)
     ax.set_axis_off()
     if title:
         ax.set_title(title)
     return ax
+
+# %% ../nbs/00a_pictures.ipynb #38aaea8c
+def _figure_size(height, width):
+    "Width and height of a figure for one picture, inches."
+    root = (width / height) ** 0.5
+    return 3.6 * root, 3.6 / root
 
 
 def show_grid(
@@ -195,20 +188,14 @@ def show_grid(
     titles = [None] * len(images) if titles is None else list(titles)
     height, width = np.shape(images[0])[:2]
     # rows that need room for a line
-    titled = sum(
-        any(titles[row * columns : (row + 1) * columns]) for row in range(rows)
-    )
-    fig, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(8, rows * 8 / columns * height / width + titled * 0.25),
-        squeeze=False,
-    )
-    for i, ax in enumerate(axes.flat):
-        if i < len(images):
-            show(images[i], ax, titles[i])
-        else:
-            ax.set_axis_off()
+    parts = [titles[row * columns : (row + 1) * columns] for row in range(rows)]
+    titled = sum(any(part) for part in parts)
+    tall = rows * 8 / columns * height / width + titled * 0.25
+    fig, axes = plt.subplots(rows, columns, figsize=(8, tall), squeeze=False)
+    for ax in axes.flat[len(images) :]:
+        ax.set_axis_off()
+    for image, ax, title in zip(images, axes.flat, titles):
+        show(image, ax, title)
     return fig
 
 # %% ../nbs/00a_pictures.ipynb #c9caebf1
@@ -336,7 +323,7 @@ def _orientation(
         return 1  # a damaged block of EXIF says nothing
     return turn if turn in range(1, 9) else 1
 
-
+# %% ../nbs/00a_pictures.ipynb #cb863520
 def _turn(
     image: np.ndarray,  # (height, width, 3) as stored
     orientation: int,  # 1…8
@@ -349,20 +336,6 @@ def _turn(
     return image if how is None else cv2.flip(image, how)
 
 # %% ../nbs/00a_pictures.ipynb #4545a819
-_lifting = threading.Lock()
-
-
-@contextmanager
-def _without_pillows_limit():
-    "Inside the block Pillow takes pictures of any size."
-    with _lifting:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
 def _open(
     path: Path,  # the file
 ):  # the file, open for reading
@@ -416,17 +389,28 @@ def _examine(
     except Exception as error:
         raise _undecodable(path, error) from None
     if not whole:
-        raise ValueError(
-            f"{path} is cut short: the file ends after {size:,} bytes, before"
-            " its picture does; copy or download it again"
-        )
+        raise _undecodable(path, "truncated")
     turn = _orientation(picture, file, size)
     seen = (width, height) if turn > 4 else (height, width)
     return picture, Header(*seen, turn, (height, width))
 
-# %% ../nbs/00a_pictures.ipynb #a1a0bc25
-_KINDS = {"1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
-_KINDS |= {"I;16", "I;16B", "I;16L", "I;16N"}
+# %% ../nbs/00a_pictures.ipynb #16c95952
+_lifting = threading.Lock()
+
+
+@contextmanager
+def _without_pillows_limit():
+    "Inside the block Pillow takes pictures of any size."
+    with _lifting:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+# %% ../nbs/00a_pictures.ipynb #9d607423
+# of damaged metadata Pillow warns at length; they are ignored here
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
 
 def _read_with_pillow(file, path):
@@ -451,6 +435,10 @@ def _read_with_pillow(file, path):
     except Exception as error:
         raise _undecodable(path, error) from None
 
+# %% ../nbs/00a_pictures.ipynb #a1a0bc25
+_KINDS = {"1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+_KINDS |= {"I;16", "I;16B", "I;16L", "I;16N"}
+
 
 def _undecodable(
     path: Path,  # the file
@@ -458,6 +446,11 @@ def _undecodable(
 ) -> ValueError:  # to be raised
     "The error for a file that begins like a picture and is damaged."
     reason = " ".join(str(error).split())[:160]
+    if "truncated" in reason.lower():
+        return ValueError(
+            f"{path} is cut short: the file ends before its picture does; copy or"
+            " download it again"
+        )
     return ValueError(
         f"{path} cannot be decoded ({reason}); the file is damaged, or of a rare"
         " kind: save it as an ordinary JPEG or PNG"
@@ -568,6 +561,9 @@ def _to_eight_bits(
         )
     return light
 
+# %% ../nbs/00a_pictures.ipynb #c9ae3d96
+_warned = set()  # folders
+
 
 def _warn_of_darkness(folder, name, most):
     "Warn that a picture comes out dark, once for each folder."
@@ -580,9 +576,6 @@ def _warn_of_darkness(folder, name, most):
             " bits (said once for this folder)",
             stacklevel=2,
         )
-
-
-_warned = set()
 
 # %% ../nbs/00a_pictures.ipynb #e7adab9f
 def _is_deep(
@@ -621,7 +614,7 @@ def _deep_numbers(
         deep[deep == clear] = 65535  # this grey is transparent: show white
     return deep
 
-
+# %% ../nbs/00a_pictures.ipynb #5caba382
 def _deep_pixels(
     picture,  # opened by Pillow
     data: bytes,  # its file
@@ -671,7 +664,7 @@ def _all_pixels(
     turned = isinstance(picture, TiffImageFile) and (by_pillow or tagged)
     return image if turned else _turn(image, orientation)
 
-
+# %% ../nbs/00a_pictures.ipynb #b509c73b
 def read_image(
     path: str | Path,  # a JPEG, PNG, WebP, TIFF, BMP or GIF file
     max_pixels: int = MAX_PIXELS,  # more are refused before they are decoded
@@ -734,7 +727,7 @@ def _encode(image, suffix, quality=92):
         raise ValueError(f"no format for the suffix {suffix!r}; use .jpg or .png")
     return data.tobytes()
 
-
+# %% ../nbs/00a_pictures.ipynb #aac4485d
 def write_image(
     path: str | Path,  # where to; the suffix chooses the format: .jpg, .png, …
     image: np.ndarray,  # (height, width, 3) uint8, RGB
@@ -782,7 +775,7 @@ class Fit:
             (width, height, width, height),
         ).astype(np.float32)
 
-
+# %% ../nbs/00a_pictures.ipynb #a7835731
 def fit_to_canvas(
     image: np.ndarray,  # (height, width, 3) uint8
     size: tuple,  # (height, width) of the canvas, pixels
@@ -800,26 +793,14 @@ def fit_to_canvas(
         )
     (height, width), (H, W) = image.shape[:2], map(int, size)
     scale = min(H / height, W / width)
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     if scale == 1:
         fitted = image
-    else:
-        # An explicit factor: with a target size instead, OpenCV would round the
-        # two axes to two different factors.
-        fitted = (
-            cv2.resize(
-                image,
-                None,
-                fx=scale,
-                fy=scale,
-                interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR,
-            )
-            if min(height, width) * scale >= 1
-            else cv2.resize(
-                image,
-                (max(1, round(width * scale)), max(1, round(height * scale))),
-                interpolation=cv2.INTER_AREA,
-            )
-        )
+    elif min(height, width) * scale >= 1:
+        fitted = cv2.resize(image, None, fx=scale, fy=scale, interpolation=how)
+    else:  # so long and thin that the factor would leave nothing of it
+        thin = max(1, round(width * scale)), max(1, round(height * scale))
+        fitted = cv2.resize(image, thin, interpolation=how)
     fitted = fitted[:H, :W]
     canvas = np.zeros((H, W, image.shape[2]), image.dtype)
     canvas[: fitted.shape[0], : fitted.shape[1]] = fitted
@@ -859,18 +840,27 @@ def _pixels(image, box):
             "a box must be four finite numbers x1, y1, x2, y2, not"
             f" {box.tolist()}"
         )
-    x1, y1, x2, y2 = (
-        np.rint(np.clip(box, -9, [width + 9, height + 9] * 2))
-        .astype(int)
-        .tolist()
-    )
+    near = np.clip(box, -9, [width + 9, height + 9] * 2)
+    x1, y1, x2, y2 = np.rint(near).astype(int).tolist()
     return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
+
+# %% ../nbs/00a_pictures.ipynb #62e0d2d5
+def _letters(image, caption):
+    "Scale and thickness of a caption's letters, and its (width, height, base)."
+    height, width = image.shape[:2]
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    scale = float(np.clip(min(height, width) / 640, 0.36, 1.5))
+    thick = 2 if scale > 0.8 else 1
+    (w, h), base = cv2.getTextSize(caption, font, scale, thick)
+    if w + 6 > width > 6:  # wider than the picture
+        scale *= (width - 6) / w
+        (w, h), base = cv2.getTextSize(caption, font, scale, thick)
+    return scale, thick, (w + 6, h + 3, base + 1)
 
 
 def draw_caption(
     image: np.ndarray,  # (height, width, 3) uint8, RGB, changed in place
-    # x1, y1, x2, y2, pixels: the caption sits on its top edge
-    box,
+    box,  # x1, y1, x2, y2, pixels: the caption sits on its top edge
     caption: str,  # one line
     color: tuple = None,  # (r, g, b) of the label behind the text; None is ink
 ):
@@ -883,36 +873,22 @@ def draw_caption(
     _check_rgb(image)
     height, width = image.shape[:2]
     x1, y1, _, _ = _pixels(image, box)
-    color = (
-        tuple(bytes.fromhex(INK[1:])) if color is None else tuple(map(int, color))
-    )
-    scale = float(np.clip(min(height, width) / 640, 0.36, 1.5))
-    font, thick = cv2.FONT_HERSHEY_SIMPLEX, 2 if scale > 0.8 else 1
-    (w, h), base = cv2.getTextSize(caption, font, scale, thick)
-    if w + 6 > width > 6:
-        scale *= (width - 6) / w
-        (w, h), base = cv2.getTextSize(caption, font, scale, thick)
-    w, h, base = w + 6, h + 3, base + 1
+    color = bytes.fromhex(INK[1:]) if color is None else color
+    color = tuple(map(int, color))
+    scale, thick, (w, h, base) = _letters(image, caption)
     left = max(0, min(x1, width - w))
-    top = max(
-        0, min(y1 - h - base if y1 - h - base >= 0 else y1, height - h - base)
-    )
-    cv2.rectangle(
-        image, (left, top), (left + w - 1, top + h + base - 1), color, -1
-    )
+    top = y1 - h - base
+    if top < 0:  # no room above: inside the box
+        top = y1
+    top = max(0, min(top, height - h - base))
+    far = left + w - 1, top + h + base - 1
+    cv2.rectangle(image, (left, top), far, color, -1)
     light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-    cv2.putText(
-        image,
-        caption,
-        (left + 3, top + h),
-        font,
-        scale,
-        (0, 0, 0) if light > 140 else (255, 255, 255),
-        thick,
-        cv2.LINE_AA,
-    )
+    text = (0, 0, 0) if light > 140 else (255, 255, 255)
+    at, font = (left + 3, top + h), cv2.FONT_HERSHEY_SIMPLEX
+    cv2.putText(image, caption, at, font, scale, text, thick, cv2.LINE_AA)
 
-
+# %% ../nbs/00a_pictures.ipynb #f5dc782f
 def draw_detections(
     image: np.ndarray,  # (height, width, 3) uint8, RGB, left as it is
     boxes,  # (n, 4) x1, y1, x2, y2, pixels
@@ -924,10 +900,8 @@ def draw_detections(
 ) -> np.ndarray:  # a copy with boxes and captions
     "A copy of `image` with every detection's box and caption, the surest on top."
     _check_rgb(image)
-    boxes, labels = (
-        np.asarray(boxes, np.float64).reshape(-1, 4),
-        np.asarray(labels).reshape(-1),
-    )
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    labels = np.asarray(labels).reshape(-1)
     certain = scores is None
     scores = np.ones(len(boxes)) if certain else np.asarray(scores).reshape(-1)
     if not len(boxes) == len(scores) == len(labels):
@@ -936,25 +910,16 @@ def draw_detections(
             f" {len(scores)} and {len(labels)}"
         )
     image = np.ascontiguousarray(image).copy()
-    order = [
-        i
-        for i in np.argsort(scores, kind="stable")
-        if labels[i] >= 0 and scores[i] >= score_threshold
-    ]
+    shown = (labels >= 0) & (scores >= score_threshold)
+    order = [i for i in np.argsort(scores, kind="stable") if shown[i]]
     thickness = max(2, round(min(image.shape[:2]) / 200))
     for i in order:
         draw_box(image, boxes[i], label_color(labels[i]), thickness)
     for i in order:  # captions last, so that no box crosses one
         label = int(labels[i])
-        name = (
-            class_names[label]
-            if class_names is not None and label < len(class_names)
-            else str(label)
-        )
-        draw_caption(
-            image,
-            boxes[i],
-            name if certain else f"{name} {scores[i]:.2f}",
-            label_color(label),
-        )
+        name = str(label)
+        if class_names is not None and label < len(class_names):
+            name = class_names[label]
+        caption = name if certain else f"{name} {scores[i]:.2f}"
+        draw_caption(image, boxes[i], caption, label_color(label))
     return image

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Callable
 
-import keras
-from keras import ops
+from .engine import keras, ops
 
 # %% ../nbs/02_resnet50.ipynb #27111905
 @keras.saving.register_keras_serializable("retinanet_nb")
@@ -131,6 +130,35 @@ class CropToStride(keras.layers.Layer):
         return {**super().get_config(), "stride": self.stride}
 
 # %% ../nbs/02_resnet50.ipynb #1f5173dd
+def _convolve(x, n, stride, name, size=3):
+    "A convolution to `n` channels, and BatchNorm."
+    x = keras.layers.Conv2D(
+        n,
+        size,
+        stride,
+        padding="same",
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=f"{name}_conv",
+    )(x)
+    return keras.layers.BatchNormalization(name=f"{name}_bn")(x)
+
+
+def _relu(x, name):
+    return keras.layers.Activation("relu", name=name)(x)
+
+
+def _block(x, n, first, at, name):
+    """Two convolutions, and `x` added to what they give. The `first` block of a
+    stage halves the map, so its `x` goes through a 1×1 convolution.
+    """
+    stride = 2 if first else 1
+    skip = _convolve(x, n, 2, f"{at}_skip", size=1) if first else x
+    x = _relu(_convolve(x, n, stride, f"{at}_1"), f"{at}_relu")
+    x = keras.layers.Add(name=f"{at}_add")([_convolve(x, n, 1, f"{at}_2"), skip])
+    return _relu(x, name)
+
+# %% ../nbs/02_resnet50.ipynb #5e0b6a02
 def residual_network(
     # channels of the stem and of the four stages C2…C5
     filters=(16, 32, 64, 96, 96),
@@ -150,37 +178,13 @@ def residual_network(
             f"the small network {name!r} has no weights {weights!r}: train it"
             " from nothing with weights=None"
         )
-
-    def convolve(x, n, stride, name, size=3):
-        x = keras.layers.Conv2D(
-            n,
-            size,
-            stride,
-            padding="same",
-            use_bias=False,
-            kernel_initializer="he_normal",
-            name=f"{name}_conv",
-        )(x)
-        return keras.layers.BatchNormalization(name=f"{name}_bn")(x)
-
-    relu = lambda x, name: keras.layers.Activation("relu", name=name)(x)
-    x = inputs = keras.Input((None, None, 3))
-    x = relu(convolve(x, filters[0], 2, "stem"), "c1")
+    inputs = keras.Input((None, None, 3))
+    x = _relu(_convolve(inputs, filters[0], 2, "stem"), "c1")
     for stage, (n, count) in enumerate(zip(filters[1:], blocks), start=2):
         for block in range(count):
-            stride, last, at = (
-                2 if block == 0 else 1,
-                block == count - 1,
-                f"c{stage}_{block + 1}",
-            )
-            skip = (
-                convolve(x, n, stride, f"{at}_skip", size=1) if block == 0 else x
-            )
-            x = relu(convolve(x, n, stride, f"{at}_1"), f"{at}_relu")
-            x = keras.layers.Add(name=f"{at}_add")(
-                [convolve(x, n, 1, f"{at}_2"), skip]
-            )
-            x = relu(x, f"c{stage}" if last else f"{at}_out")
+            at = f"c{stage}_{block + 1}"
+            last = block == count - 1
+            x = _block(x, n, block == 0, at, f"c{stage}" if last else f"{at}_out")
     return keras.Model(inputs, x, name=name)
 
 # %% ../nbs/02_resnet50.ipynb #b83ec2c2
@@ -222,7 +226,9 @@ def _application(name, **kwargs):
 
     return build
 
-
+# %% ../nbs/02_resnet50.ipynb #5e0b6a04
+#| code-fold: true
+#| code-summary: "The backbones and their stages"
 def _resnet(name, c3, c4):
     return Backbone(
         _application(name),
@@ -299,14 +305,26 @@ BACKBONES = {
     "tiny": Backbone(residual_network, "tf", ("c1", "c2", "c3", "c4", "c5")),
 }
 
+# %% ../nbs/02_resnet50.ipynb #5e0b6b01
+def _set_up_for_training(body, last_frozen, freeze_batch_norm, momentum):
+    """Freeze the layers of `body` up to that named `last_frozen`, and BatchNorm
+    if asked for; set BatchNorm's momentum unless it is None.
+    """
+    names = [layer.name for layer in body.layers]
+    frozen = names.index(last_frozen) + 1 if last_frozen else 0
+    for i, layer in enumerate(body.layers):
+        is_norm = isinstance(layer, keras.layers.BatchNormalization)
+        if is_norm and momentum is not None:
+            layer.momentum = momentum
+        if i < frozen or (is_norm and freeze_batch_norm):
+            layer.trainable = False
+
 # %% ../nbs/02_resnet50.ipynb #83a23218
 def feature_extractor(
     name: str = "resnet50",  # a key of BACKBONES
     weights: str | None = None,  # None or "imagenet"
-    # of every BatchNorm; None keeps the backbone's own
-    batch_norm_momentum: float | None = None,
-    # stages, from the first, that do not learn: 0…5
-    freeze_stages: int = 0,
+    batch_norm_momentum: float | None = None,  # None keeps the backbone's own
+    freeze_stages: int = 0,  # stages, from the first, that don't learn: 0…5
     freeze_batch_norm: bool = False,  # keep every BatchNorm as loaded
 ) -> keras.Model:
     """Normalised pictures (B, H, W, 3), H and W multiples of 32, → `[C3, C4, C5]`
@@ -331,25 +349,10 @@ def feature_extractor(
         )
     backbone = BACKBONES[name]
     body = backbone.build(weights=weights)
-    names = [layer.name for layer in body.layers]
-    frozen = (
-        names.index(backbone.layers[freeze_stages - 1]) + 1
-        if freeze_stages
-        else 0
-    )
-    for i, layer in enumerate(body.layers):
-        if isinstance(layer, keras.layers.BatchNormalization):
-            if batch_norm_momentum is not None:
-                layer.momentum = batch_norm_momentum
-            if freeze_batch_norm:
-                layer.trainable = False
-        if i < frozen:
-            layer.trainable = False
-    return keras.Model(
-        body.input,
-        [body.get_layer(n).output for n in backbone.layers[2:]],
-        name=name,
-    )
+    frozen = backbone.layers[freeze_stages - 1] if freeze_stages else None
+    _set_up_for_training(body, frozen, freeze_batch_norm, batch_norm_momentum)
+    outputs = [body.get_layer(n).output for n in backbone.layers[2:]]
+    return keras.Model(body.input, outputs, name=name)
 
 # %% ../nbs/02_resnet50.ipynb #b6745581
 def resnet50(

@@ -12,11 +12,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from .anchors import Anchors
 from .boxes import ClipBoxes, RegressBoxes
+from .engine import keras
+from .files import _short
 from .filtering import FilterDetections
 from .hyperparameters import HyperParameters
 from .pictures import fit_to_canvas
@@ -57,45 +58,46 @@ class DetectorCard(ModelCard):
         ]
 
 # %% ../nbs/04d_retinanet_box.ipynb #be3fd32a
-def _as_dtype(
-    model: keras.Model,  # of retinanet_model
-    dtype: str,  # "float32" or "mixed_bfloat16"
-) -> keras.Model:
-    """`model` itself where it computes in `dtype` already and isn't compiled;
-    else one that does and isn't, with the same weights, shared where possible.
-    """
-    policies = {
+def _policies(
+    model: keras.Model,
+) -> set:  # names such as "float32" and "mixed_bfloat16"
+    "The precisions in which the layers of `model` that have weights compute."
+    return {
         layer.dtype_policy.name
         for layer in model._flatten_layers(include_self=False)
         if layer.weights and not isinstance(layer, keras.Model)
     }
-    if policies <= {dtype}:
-        return (
-            keras.Model(model.input, model.output, name=model.name)
-            if model.compiled
-            else model
-        )
 
-    def changed(config):
-        """The configuration with the policies of all layers exchanged; other
-        strings stay as they are.
-        """
-        if isinstance(config, list):
-            return [changed(c) for c in config]
-        if not isinstance(config, dict):
-            return config
-        if (
-            config.get("class_name") == "DTypePolicy"
-            and config["config"]["name"] in policies
-        ):
-            return {**config, "config": {**config["config"], "name": dtype}}
-        return {k: changed(v) for k, v in config.items()}
 
-    copy = type(model).from_config(
-        changed(json.loads(json.dumps(model.get_config())))
-    )
+def _as_dtype(
+    model: keras.Model,  # of retinanet_model
+    dtype: str | None,  # "float32", "mixed_bfloat16", or None: as it is
+) -> keras.Model:
+    """`model` itself where it computes in `dtype` already and isn't compiled;
+    else one that does and isn't, with the same weights, shared where possible.
+    """
+    policies = _policies(model)
+    if dtype is None or policies <= {dtype}:
+        if not model.compiled:
+            return model
+        return keras.Model(model.input, model.output, name=model.name)
+    config = json.loads(json.dumps(model.get_config()))
+    copy = type(model).from_config(_exchanged(config, policies, dtype))
     copy.set_weights(model.get_weights())
     return copy
+
+# %% ../nbs/04d_retinanet_box.ipynb #5e0b4d02
+def _exchanged(config, policies, dtype):
+    "`config` with `dtype` in place of each of `policies`."
+    if isinstance(config, list):
+        return [_exchanged(c, policies, dtype) for c in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("class_name") == "DTypePolicy":
+        settings = config["config"]
+        if settings["name"] in policies:
+            return {**config, "config": {**settings, "name": dtype}}
+    return {k: _exchanged(v, policies, dtype) for k, v in config.items()}
 
 # %% ../nbs/04d_retinanet_box.ipynb #17a36f97
 def _training_model(
@@ -114,23 +116,82 @@ def _training_model(
         else None
     )
 
+
+def _network(model, dtype):
+    "`_training_model`; `ValueError` where there is none, or no such precision."
+    network = _training_model(model)
+    if network is None:
+        raise ValueError(
+            "retinanet_box needs a model of retinanet_model (or its trainer),"
+            " with the outputs 'regression' and 'classification', not"
+            f" {_short(repr(model))}"
+        )
+    if dtype not in (None, "float32", "mixed_bfloat16"):
+        raise ValueError(
+            "dtype must be 'float32', 'mixed_bfloat16' or None, not"
+            f" {_short(repr(dtype))}"
+        )
+    return network
+
+# %% ../nbs/04d_retinanet_box.ipynb #5e0b4d03
+def _settings(model, class_names, **given):
+    """What a detector of `model` works with: its hyperparameters, with those of
+    `given` that aren't None, and its class names.
+    """
+    card = model_card(model)
+    h = card.hyperparameters if card else HyperParameters()
+    h = h.replace(**{k: v for k, v in given.items() if v is not None})
+    num_classes = model.output["classification"].shape[-1]
+    if class_names is not None:
+        names = list(class_names)
+    elif card:
+        names = card.class_names
+    else:
+        names = [f"class {i}" for i in range(num_classes)]
+    if len(names) != num_classes:
+        raise ValueError(
+            f"class_names must be {num_classes} names, one for each class of the"
+            f" model, not {len(names)}: {_short(names)}"
+        )
+    return h, names
+
+# %% ../nbs/04d_retinanet_box.ipynb #5e0b4d05
+def _stages(images, outputs, h, class_specific_filter, nms):
+    """Boxes, scores and labels, symbolic, from symbolic pictures and the outputs
+    of a training model with the hyperparameters `h`.
+    """
+    anchors = Anchors(h.anchors, name="anchors")(images)
+    boxes = RegressBoxes(h.box_std, name="boxes")(
+        [anchors, outputs["regression"]]
+    )
+    boxes = ClipBoxes(name="clipped")([images, boxes])
+    scores = keras.layers.Activation("sigmoid", name="scores", dtype="float32")(
+        outputs["classification"]
+    )
+    return FilterDetections(
+        class_specific_filter,
+        nms,
+        h.score_threshold,
+        h.nms_threshold,
+        h.pre_nms_top_k,
+        h.max_detections,
+        name="filter",
+        dtype="float32",
+    )([boxes, scores])
+
 # %% ../nbs/04d_retinanet_box.ipynb #42338946
 def retinanet_box(
-    # of retinanet_model, or a trainer that holds one in .model
-    model,
+    model,  # of retinanet_model, or a trainer that holds one in .model
     class_names=None,  # None: those that the model carries
-    # suppress boxes that overlap a better one
-    nms: bool = True,
-    # only boxes of one class suppress each other
-    class_specific_filter: bool = True,
+    nms: bool = True,  # suppress boxes that overlap a better one
+    class_specific_filter: bool = True,  # suppress within a class only
     # the next four: None takes the model's own hyperparameters
     score_threshold: float | None = None,
-    # a better box suppresses those that overlap it more than this
-    nms_threshold: float | None = None,
+    nms_threshold: float | None = None,  # a better box suppresses above it
     max_detections: int | None = None,  # D
     pre_nms_top_k: int | None = None,  # candidates that enter suppression
-    # "float32", or "mixed_bfloat16" for speed
-    dtype: str = "float32",
+    # "float32", "mixed_bfloat16" for speed, None: as the model computes
+    dtype: str | None = "float32",
 ) -> Detector:
     """The prediction model around the weights of a training model.
 
@@ -141,67 +202,20 @@ def retinanet_box(
     where `model` isn't a RetinaNet or an argument is out of range. Source:
     RetinaNet (Lin et al. 2017), section 4.1, "Inference".
     """
-    given_model, model = model, _training_model(model)
-    if model is None:
-        raise ValueError(
-            "retinanet_box needs a model of retinanet_model (or its trainer),"
-            " with the outputs 'regression' and 'classification', not"
-            f" {given_model!r}"
-        )
-    if dtype not in ("float32", "mixed_bfloat16"):
-        raise ValueError(
-            f"dtype must be 'float32' or 'mixed_bfloat16', not {dtype!r}"
-        )
-    card = model_card(model)
-    h = card.hyperparameters if card else HyperParameters()
-    given = dict(
+    network = _network(model, dtype)
+    h, names = _settings(
+        network,
+        class_names,
         score_threshold=score_threshold,
         nms_threshold=nms_threshold,
         max_detections=max_detections,
         pre_nms_top_k=pre_nms_top_k,
     )
-    h = h.replace(**{k: v for k, v in given.items() if v is not None})
-    num_classes = model.output["classification"].shape[-1]
-    names = (
-        list(class_names)
-        if class_names is not None
-        else (
-            card.class_names
-            if card
-            else [f"class {i}" for i in range(num_classes)]
-        )
-    )
-    if len(names) != num_classes:
-        raise ValueError(
-            f"class_names must be {num_classes} names, one for each class of the"
-            f" model, not {len(names)}: {names}"
-        )
-
     images = keras.Input((None, None, 3), name="images")
-    outputs = _as_dtype(model, dtype)(images)
-    f32 = dict(dtype="float32")
-    boxes = RegressBoxes(h.box_std, name="boxes", **f32)(
-        [Anchors(h.anchors, name="anchors")(images), outputs["regression"]]
-    )
-    boxes = ClipBoxes(name="clipped", **f32)([images, boxes])
-    scores = keras.layers.Activation("sigmoid", name="scores", **f32)(
-        outputs["classification"]
-    )
-    found = FilterDetections(
-        class_specific_filter,
-        nms,
-        h.score_threshold,
-        h.nms_threshold,
-        h.pre_nms_top_k,
-        h.max_detections,
-        name="filter",
-        **f32,
-    )([boxes, scores])
-    return Detector(
-        images,
-        DetectorCard(h, names, name="detections", **f32)(*found),
-        name="retinanet_box",
-    )
+    outputs = _as_dtype(network, dtype)(images)
+    found = _stages(images, outputs, h, class_specific_filter, nms)
+    card = DetectorCard(h, names, name="detections", dtype="float32")
+    return Detector(images, card(*found), name="retinanet_box")
 
 # %% ../nbs/04d_retinanet_box.ipynb #5d47eac4
 def load_detector(
@@ -212,30 +226,50 @@ def load_detector(
     """The detector in a `.keras` file, ready for `predict_on_batch` and `detect`;
     a training model is wrapped by `retinanet_box`.
 
-    Raises `FileNotFoundError` where there is no file, `ValueError` where it isn't
-    a RetinaNet or an option is out of range.
+    Raises `FileNotFoundError` where there is no file, `ValueError` where it is
+    damaged or isn't a RetinaNet, or an option is out of range.
     """
     model = read_model(path)
     if isinstance(model, Detector):
+        inner = _inside(model, path)
         if not options:
             return model
-        (inner,) = [
-            layer for layer in model.layers if isinstance(layer, keras.Model)
-        ]
-        return retinanet_box(
-            inner,
-            **{
-                "class_names": model.class_names,
-                **model.get_layer("filter").options,
-                **options,
-            },
-        )
+        kept = {
+            "class_names": model.class_names,
+            "dtype": None,
+            **model.get_layer("filter").options,
+        }
+        return retinanet_box(inner, **{**kept, **options})
     if _training_model(model) is None:
         raise ValueError(
             f"{path} holds a Keras model that isn't a RetinaNet; a file of"
             " retinanet_box or retinanet_model was expected"
         )
     return retinanet_box(model, **options)
+
+# %% ../nbs/04d_retinanet_box.ipynb #5e0b4e02
+def _inside(detector, path):
+    "The training model in a detector; `ValueError` where a part is missing."
+    parts = {layer.name: layer for layer in detector.layers}
+    networks = [p for p in parts.values() if _training_model(p) is not None]
+    card = parts.get("detections")
+    whole = (
+        len(networks) == 1
+        and isinstance(card, DetectorCard)
+        and isinstance(parts.get("filter"), FilterDetections)
+    )
+    if not whole:
+        raise ValueError(
+            f"{path} holds a detector that lacks one of its parts: the network,"
+            " the layer 'filter', or the layer 'detections'"
+        )
+    num_classes = networks[0].output["classification"].shape[-1]
+    if len(card.class_names) != num_classes:
+        raise ValueError(
+            f"{path} has {len(card.class_names)} class_names for a network of"
+            f" {num_classes} classes"
+        )
+    return networks[0]
 
 # %% ../nbs/04d_retinanet_box.ipynb #06909604
 @dataclass(frozen=True)
@@ -275,7 +309,7 @@ def _as_picture(
         raise ValueError(f"a picture must hold numbers 0…255, not {image.dtype}")
     return image.astype(np.float32)
 
-
+# %% ../nbs/04d_retinanet_box.ipynb #5e0b4d0c
 def detect(
     detector,  # of retinanet_box or load_detector
     # (H, W, 3) RGB 0…255, or a list of such pictures of any sizes

@@ -15,6 +15,7 @@ import math
 import re
 import textwrap
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +35,7 @@ from .prediction import Found
 from .filtering import filter_detections
 from .generator import train_generator
 from .hyperparameters import HyperParameters
-from .files import save_atomically
+from .files import claim
 from .pictures import Fit, draw_detections, read_image, write_image
 from .targets import BACKGROUND, IGNORED, assign_targets
 from .training import build_trainer, current_detector, make_optimizer
@@ -72,12 +73,10 @@ class SelfCheck:
     learning_rate: float  # of the check itself
     history: tuple = ()  # a dict a step: step, loss, classification, box
     tests: tuple = ()  # (step, VOC07 mAP on these pictures)
-    detections: list | None = field(
-        default=None, repr=False, compare=False
-    )  # of the last test, one entry a picture; not in the JSON
-    records: list | None = field(
-        default=None, repr=False, compare=False
-    )  # of the pictures; not in the JSON
+    # of the last test, one entry a picture; not in the JSON
+    detections: list | None = field(default=None, repr=False, compare=False)
+    # of the pictures; not in the JSON
+    records: list | None = field(default=None, repr=False, compare=False)
 
     @property
     def ok(self) -> bool:
@@ -130,16 +129,24 @@ class SelfCheck:
         cls,
         text: str,  # of to_json
     ) -> "SelfCheck":
-        "The inverse of `to_json`."
-        v = json.loads(text)
-        return cls(
-            tuple(Stage(**s) for s in v["stages"]),
-            tuple(v["pictures"]),
-            HyperParameters.from_json(json.dumps(v["hyperparameters"])),
-            v["learning_rate"],
-            tuple(v["history"]),
-            tuple((step, value) for step, value in v["tests"]),
-        )
+        """The inverse of `to_json`.
+
+        Raises `ValueError` where the text is something else.
+        """
+        try:
+            v = json.loads(text)
+            return cls(
+                tuple(Stage(**s) for s in v["stages"]),
+                tuple(map(str, v["pictures"])),
+                HyperParameters.from_json(json.dumps(v["hyperparameters"])),
+                float(v["learning_rate"]),
+                tuple(dict(step) for step in v["history"]),
+                tuple((int(step), float(value)) for step, value in v["tests"]),
+            )
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(
+                f"this is no report of a self-check: {error}"
+            ) from None
 
 # %% ../nbs/07c_selfcheck.ipynb #39fd62bf
 class Chosen(list):
@@ -222,9 +229,8 @@ class Bench:
     )
     classes: np.ndarray | None = None  # (B, N) of assign_targets
     deltas: np.ndarray | None = None  # (B, N, 4)
-    owner: np.ndarray | None = (
-        None  # (B, N): the object that an anchor answers for, or −1
-    )
+    # (B, N): the object that an anchor answers for, or −1
+    owner: np.ndarray | None = None
     ceiling: float = 1.0  # mAP of perfect outputs
     trainer: object = None  # RetinaNetTrainer, after its first step
     history: list = field(default_factory=list)  # of the steps
@@ -303,61 +309,68 @@ def _faults_of_picture(record):
     return []
 
 
+def _lost_on_the_way(b):
+    "Reads the chosen pictures as training would; objects that a canvas loses."
+    count = len(b.chosen)
+    generator = train_generator(
+        b.chosen, b.hyperparameters, count, training=False, workers=0
+    )
+    b.images, b.truth = generator[0]
+    faults = []
+    read = zip(b.chosen, generator.maker.targets, b.truth["labels"])
+    for record, (boxes, _), labels in read:
+        lost = len(boxes) - int((labels >= 0).sum())
+        if lost > 0:
+            faults.append(
+                f"{record.image.name}: {lost} of {len(boxes)} objects are lost on"
+                " the way to the canvas"
+            )
+    return faults
+
+
+def _data_remedy(faults):
+    "What to do about faults of the data."
+    text = "Mend these annotations or pictures, or leave them out."
+    if any("the box" in f for f in faults):
+        text += (
+            " Boxes are x1, y1, x2, y2 in pixels of the picture, not x, y, width,"
+            " height."
+        )
+    if any("the label" in f for f in faults):
+        text += " Labels count from 0."
+    return text
+
+
 def check_data(bench: Bench) -> Stage:
     """Stage 1: sound boxes and labels in all records, and the chosen pictures as
     the generator gives them.
     """
     b, K = bench, len(bench.chosen.class_names)
-    # first those that would be used
-    faults = [
-        f for r in b.chosen for f in _faults_of(r, K) + _faults_of_picture(r)
-    ]
-    mine = {r.image for r in b.chosen}
-    faults += [
-        f for r in b.dataset if r.image not in mine for f in _faults_of(r, K)
-    ]
-    if not faults:
-        generator = train_generator(
-            b.chosen, b.hyperparameters, len(b.chosen), training=False, workers=0
-        )
-        b.images, b.truth = generator[0]
-        for record, (boxes, _), labels in zip(
-            b.chosen, generator.targets, b.truth["labels"]
-        ):
-            if (labels >= 0).sum() < len(boxes):
-                faults.append(
-                    f"{record.image.name}: {len(boxes) - (labels >= 0).sum()} of"
-                    f" {len(boxes)} objects are lost on the way to the canvas"
-                )
+    faults = []
+    for record in b.chosen:  # first those that would be used
+        faults += _faults_of(record, K) + _faults_of_picture(record)
+    mine = {record.image for record in b.chosen}
+    for record in b.dataset:
+        if record.image not in mine:
+            faults += _faults_of(record, K)
+    faults = faults or _lost_on_the_way(b)
     if faults:
-        hint = (
-            " Boxes are x1, y1, x2, y2 in pixels of the picture, not x, y, width, height."
-            * any("the box" in f for f in faults)
-            + " Labels count from 0." * any("the label" in f for f in faults)
-        )
-        return Stage(
-            "data",
-            False,
-            f"{len(faults)} fault{'s' * (len(faults) > 1)}: {_some(faults)}.",
-            f"Mend these annotations or pictures, or leave them out.{hint}",
-        )
-    report, (H, W) = (
-        getattr(b.dataset, "report", None),
-        b.hyperparameters.image_size,
-    )
-    left_out = (
-        f" The reader left out {len(report.dropped)} objects and"
-        f" {len(report.refused)} pictures: print(dataset.report)."
-        if report and (report.dropped or report.refused)
-        else ""
-    )
+        many = "s" if len(faults) > 1 else ""
+        finding = f"{len(faults)} fault{many}: {_some(faults)}."
+        return Stage("data", False, finding, _data_remedy(faults))
+    height, width = b.hyperparameters.image_size
     shown = len(set(b.truth["labels"].ravel().tolist()) - {-1})
-    return Stage(
-        "data",
-        True,
+    finding = (
         f"{len(b.chosen)} pictures with {len(b.objects())} objects of {shown} of"
-        f" {K} classes, on a canvas of {W}×{H} pixels.{left_out}",
+        f" {K} classes, on a canvas of {width}×{height} pixels."
     )
+    report = getattr(b.dataset, "report", None)
+    if report and (report.dropped or report.refused):
+        finding += (
+            f" The reader left out {len(report.dropped)} objects and"
+            f" {len(report.refused)} pictures: print(dataset.report)."
+        )
+    return Stage("data", True, finding)
 
 # %% ../nbs/07c_selfcheck.ipynb #5156e59d
 def _fitting_sizes(sides):
@@ -370,93 +383,84 @@ def _fitting_sizes(sides):
     )
 
 
-def check_anchors(bench: Bench) -> Stage:
-    """Stage 2: an anchor with an IoU of at least `positive_overlap` for every
-    object, up to `TOLERATED` of them.
-    """
-    b, h, anchors, best = bench, bench.hyperparameters, bench.anchors(), []
+def _best_overlaps(b):
+    "The best IoU of every object with an anchor, and width and height of each."
+    anchors, best, sizes = b.anchors(), [], []
     for boxes, labels in zip(b.truth["boxes"], b.truth["labels"]):
-        best += ops.convert_to_numpy(
-            ops.max(overlaps(boxes[labels >= 0], anchors), axis=-1)
-        ).tolist()
-    best, objects = np.array(best), b.objects()
-    size = np.array(
-        [
-            b.truth["boxes"][k, j, 2:] - b.truth["boxes"][k, j, :2]
-            for k, j in objects
-        ]
-    )
-    sides, n, far = (
-        np.sqrt(size.prod(-1)),
-        len(objects),
-        best < h.positive_overlap,
-    )
-    low, high = (
-        h.anchors.sizes[0] * h.anchors.scales[0],
-        h.anchors.sizes[-1] * h.anchors.scales[-1],
-    )
-    reach = (
-        f"the anchors' sides go from {low:g} to {high:.0f} pixels on a canvas of"
-        f" {h.image_size[1]}×{h.image_size[0]}"
-    )
-    if not far.any():
-        return Stage(
-            "anchors",
-            True,
-            f"all {n} objects have an anchor with an IoU of at least"
-            f" {h.positive_overlap:g}; the worst has {best.min():.2f}.",
-        )
-    worst = int(np.argmin(best))
-    finding = (
-        f"{far.sum()} of {n} objects ({far.mean():.0%}) have no anchor with an"
-        f" IoU of at least {h.positive_overlap:g}; the worst, a"
-        f" {b.name(*objects[worst])}, has one with {best[worst]:.2f}; {reach}."
-    )
-    if far.mean() <= TOLERATED:
-        return Stage("anchors", True, finding + " So few are no hindrance.")
-    small, large, ratio = (
-        (sides[far] < low).mean(),
-        (sides[far] > high).mean(),
-        size[:, 1] / size[:, 0],
-    )
+        real = boxes[labels >= 0]
+        iou = ops.max(overlaps(real, anchors), axis=-1)
+        best += ops.convert_to_numpy(iou).tolist()
+        sizes += (real[:, 2:] - real[:, :2]).tolist()
+    return np.array(best), np.array(sizes).reshape(-1, 2)
+
+
+def _anchor_sides(a):
+    "The sides of the smallest and the largest square anchor, pixels."
+    return a.sizes[0] * a.scales[0], a.sizes[-1] * a.scales[-1]
+
+
+def _anchor_remedy(h, size, far):
+    "What would bring the anchors nearer to the objects that are `far` from them."
+    sides, ratio = np.sqrt(size.prod(-1)), size[:, 1] / size[:, 0]
+    low, high = _anchor_sides(h.anchors)
+    small, large = (sides[far] < low).mean(), (sides[far] > high).mean()
+    flattest, tallest = min(h.anchors.ratios), max(h.anchors.ratios)
     if small > 0.5 and np.quantile(sides, 0.1) < 10:
-        remedy = (
+        return (
             "Most of these objects are tiny, their sides begin at"
             f" {sides.min():.0f} pixels: enlarge image_size."
         )
-    elif max(small, large) > 0.5:
-        remedy = (
-            "Most of these objects are"
-            f" {'smaller' if small > large else 'larger'} than every anchor: try"
+    if max(small, large) > 0.5:
+        which = "smaller" if small > large else "larger"
+        return (
+            f"Most of these objects are {which} than every anchor: try"
             f" AnchorParameters(sizes={_fitting_sizes(sides)})."
         )
-    elif (ratio[far] >= min(h.anchors.ratios)).all() and (
-        ratio[far] <= max(h.anchors.ratios)
-    ).all():
-        remedy = (
+    if ratio[far].min() >= flattest and ratio[far].max() <= tallest:
+        return (
             "Their shapes are those of the anchors, their sides"
             f" ({sides[far].min():.0f} to {sides[far].max():.0f} pixels) are not:"
             " choose AnchorParameters(sizes=…) closer to them."
         )
-    else:
-        remedy = (
-            f"Their heights are {ratio[far].min():.2g} to {ratio[far].max():.2g}"
-            f" times their widths, the anchors' {min(h.anchors.ratios):g} to"
-            f" {max(h.anchors.ratios):g}: add to AnchorParameters(ratios=…)."
-        )
-    return Stage(
-        "anchors",
-        False,
-        finding,
-        remedy + " retinanet_inspect shows it for the whole data set.",
+    return (
+        f"Their heights are {ratio[far].min():.2g} to {ratio[far].max():.2g} times"
+        f" their widths, the anchors' {flattest:g} to {tallest:g}: add to"
+        " AnchorParameters(ratios=…)."
     )
 
-# %% ../nbs/07c_selfcheck.ipynb #10255868
-def check_targets(bench: Bench) -> Stage:
-    """Stage 3: every object answered for by an anchor, and every positive anchor
-    leading back to an object of its class.
+
+def check_anchors(bench: Bench) -> Stage:
+    """Stage 2: an anchor with an IoU of at least `positive_overlap` for every
+    object, up to `TOLERATED` of them.
     """
-    b, h, anchors = bench, bench.hyperparameters, bench.anchors()
+    b, h = bench, bench.hyperparameters
+    best, size = _best_overlaps(b)
+    far = best < h.positive_overlap
+    if not far.any():
+        return Stage(
+            "anchors",
+            True,
+            f"all {len(best)} objects have an anchor with an IoU of at least"
+            f" {h.positive_overlap:g}; the worst has {best.min():.2f}.",
+        )
+    worst, (low, high) = int(np.argmin(best)), _anchor_sides(h.anchors)
+    finding = (
+        f"{far.sum()} of {len(best)} objects ({far.mean():.0%}) have no anchor with"
+        f" an IoU of at least {h.positive_overlap:g}; the worst, a"
+        f" {b.name(*b.objects()[worst])}, has one with {best[worst]:.2f}; the"
+        f" anchors' sides go from {low:g} to {high:.0f} pixels on a canvas of"
+        f" {h.image_size[1]}×{h.image_size[0]}."
+    )
+    if far.mean() <= TOLERATED:
+        return Stage("anchors", True, finding + " So few are no hindrance.")
+    remedy = _anchor_remedy(h, size, far)
+    more = " retinanet_inspect shows it for the whole data set."
+    return Stage("anchors", False, finding, remedy + more)
+
+# %% ../nbs/07c_selfcheck.ipynb #10255868
+def _assign(b):
+    "Targets of the chosen pictures, and the boxes that the deltas lead to."
+    h, anchors = b.hyperparameters, b.anchors()
     targets = assign_targets(
         anchors,
         b.truth["boxes"],
@@ -467,59 +471,72 @@ def check_targets(bench: Bench) -> Stage:
         h.box_std,
     )
     b.deltas, b.classes = (ops.convert_to_numpy(x) for x in targets)
-    decoded = ops.convert_to_numpy(decode_boxes(anchors, b.deltas, h.box_std))
-    b.owner = np.full(b.classes.shape, -1)
-    off = []
+    return ops.convert_to_numpy(decode_boxes(anchors, b.deltas, h.box_std))
+
+
+def _find_owners(b, decoded):
+    """Notes which object each positive anchor leads back to; those that lead to
+    none, as (distance in pixels, picture, anchor).
+    """
+    b.owner, off = np.full(b.classes.shape, -1), []
     for k, (boxes, labels) in enumerate(zip(b.truth["boxes"], b.truth["labels"])):
         at, m = np.flatnonzero(b.classes[k] >= 0), int((labels >= 0).sum())
         # (positives, m) pixels
         away = np.abs(decoded[k, at, None] - boxes[:m]).max(-1)
         away = np.where(b.classes[k, at, None] == labels[:m], away, np.inf)
         b.owner[k, at] = away.argmin(1)
-        off += [
-            (float(away[i].min()), k, int(a))
-            for i, a in enumerate(at)
-            if away[i].min() > 0.01
-        ]
-    n, positives = len(b.objects()), int((b.classes >= 0).sum())
+        for anchor, distance in zip(at, away.min(1)):
+            if distance > 0.01:
+                off.append((float(distance), k, int(anchor)))
+    return off
+
+
+def _targets_off(b, off, positives):
+    "The stage where targets and decoding disagree."
+    distance, k, _ = max(off)
+    said = f"a box {distance:.2f} pixels away from it"
+    if math.isinf(distance):
+        said = "the class of no object there"
+    return Stage(
+        "targets",
+        False,
+        f"{len(off)} of {positives} positive anchors do not lead back to their"
+        f" object; one in {b.chosen[k].image.name} gives {said}.",
+        "Targets and decoding disagree: use the same box_std in both, and"
+        " anchors that an object exceeds less than sixtyfold.",
+    )
+
+
+def check_targets(bench: Bench) -> Stage:
+    """Stage 3: every object answered for by an anchor, and every positive anchor
+    leading back to an object of its class.
+    """
+    b = bench
+    off = _find_owners(b, _assign(b))
+    objects, positives = b.objects(), int((b.classes >= 0).sum())
     if off:
-        distance, k, a = max(off)
-        said = (
-            "the class of no object there"
-            if math.isinf(distance)
-            else f"a box {distance:.2f} pixels away from it"
-        )
-        return Stage(
-            "targets",
-            False,
-            f"{len(off)} of {positives} positive anchors do not lead back to"
-            f" their object; one in {b.chosen[k].image.name} gives {said}.",
-            "Targets and decoding disagree: use the same box_std in both, and"
-            " anchors that an object exceeds less than sixtyfold.",
-        )
-    answered = np.array([(b.owner[k] == j).sum() for k, j in b.objects()])
+        return _targets_off(b, off, positives)
+    answered = np.array([(b.owner[k] == j).sum() for k, j in objects])
     lost = [
-        f"{b.name(k, j)}" + _twin(b, k, j)
-        for (k, j), count in zip(b.objects(), answered)
+        b.name(k, j) + _twin(b, k, j)
+        for (k, j), count in zip(objects, answered)
         if not count
     ]
     counts = (
-        f"{positives} anchors answer for {n - len(lost)} of {n} objects, up to"
-        f" {answered.max()} for one; {int((b.classes == IGNORED).sum())} are"
-        f" ignored, {int((b.classes == BACKGROUND).sum())} are background"
+        f"{positives} anchors answer for {len(objects) - len(lost)} of"
+        f" {len(objects)} objects, up to {answered.max()} for one;"
+        f" {int((b.classes == IGNORED).sum())} are ignored,"
+        f" {int((b.classes == BACKGROUND).sum())} are background"
     )
-    if len(lost) > TOLERATED * n:
-        return Stage(
-            "targets",
-            False,
-            f"{counts}. No anchor answers for {len(lost)}: {_some(lost)}.",
-            "Remove objects that are annotated twice; else use force_match=True,"
-            " or finer anchors where objects lie closer than their cells.",
-        )
+    if len(lost) <= TOLERATED * len(objects):
+        rest = f" No anchor answers for {_some(lost)}." if lost else ""
+        return Stage("targets", True, f"{counts}.{rest}")
     return Stage(
         "targets",
-        True,
-        counts + (f". No anchor answers for {_some(lost)}." if lost else "."),
+        False,
+        f"{counts}. No anchor answers for {len(lost)}: {_some(lost)}.",
+        "Remove objects that are annotated twice; else use force_match=True, or"
+        " finer anchors where objects lie closer than their cells.",
     )
 
 
@@ -562,18 +579,12 @@ def perfect_outputs(
     return b.deltas, scores
 
 
-def check_filtering(bench: Bench) -> Stage:
-    """Stage 4: perfect outputs, decoded, clipped and filtered with the thresholds
-    given, must be found right.
-    """
-    b, h, names = bench, bench.hyperparameters, bench.chosen.class_names
+def _filtered(b, deltas, scores):
+    "Outputs decoded, clipped, filtered and brought home: a `Found` a picture."
+    h = b.hyperparameters
     H, W = h.image_size
-    deltas, scores = perfect_outputs(b)
-    boxes = ops.clip(
-        decode_boxes(b.anchors(), deltas, h.box_std),
-        0.0,
-        np.array([W, H, W, H], np.float32),
-    )
+    edges = np.array([W, H, W, H], np.float32)
+    boxes = ops.clip(decode_boxes(b.anchors(), deltas, h.box_std), 0.0, edges)
     # Suppression leaves one box of perfect outputs for each object, so there is
     # no need to look for many more.
     most = min(h.max_detections, 10 + 2 * b.truth["labels"].shape[1])
@@ -585,114 +596,98 @@ def check_filtering(bench: Bench) -> Stage:
         pre_nms_top_k=h.pre_nms_top_k,
         max_detections=most,
     )
-    found = []
-    for record, *one in zip(b.chosen, *(ops.convert_to_numpy(x) for x in kept)):
-        there = one[2] >= 0
-        fit = Fit(
-            min(H / record.height, W / record.width),
-            (record.height, record.width),
-            (H, W),
-        )
-        found.append(
-            Found(fit.to_image(one[0][there]), one[1][there], one[2][there])
-        )
-    b.ceiling = float(
-        evaluate_detections(found, b.chosen, names, coco=False).voc07_map
-    )
-    reasons = _why_missed(
-        b, outcomes(found, b.chosen, score_threshold=0.0), scores
-    )
-    missed = sum(len(v) for v in reasons.values())
+    found, arrays = [], [ops.convert_to_numpy(x) for x in kept]
+    for record, box, score, label in zip(b.chosen, *arrays):
+        size = record.height, record.width
+        fit = Fit(min(H / record.height, W / record.width), size, (H, W))
+        there = label >= 0
+        found.append(Found(fit.to_image(box[there]), score[there], label[there]))
+    return found
+
+
+def check_filtering(bench: Bench) -> Stage:
+    """Stage 4: perfect outputs, decoded, clipped and filtered with the thresholds
+    given, must be found right.
+    """
+    b = bench
+    deltas, scores = perfect_outputs(b)
+    found = _filtered(b, deltas, scores)
+    names = b.chosen.class_names
+    report = evaluate_detections(found, b.chosen, names, coco=False)
+    b.ceiling = float(report.voc07_map)
+    judged = outcomes(found, b.chosen, score_threshold=0.0)
+    reasons = _why_missed(b, judged, scores)
     finding = f"perfect outputs give mAP {b.ceiling:.3f}"
-    if missed:
+    if reasons:
+        missed = sum(map(len, reasons.values()))
+        because = "; ".join(
+            f"{len(v)} because {why}, for example a {v[0]}"
+            for (why, _), v in reasons.items()
+        )
         finding += (
-            f", with {missed} of {len(b.objects())} objects missed: "
-            + "; ".join(
-                f"{len(v)} because {why}, for example a {v[0]}"
-                for (why, _), v in reasons.items()
-            )
+            f", with {missed} of {len(b.objects())} objects missed: {because}"
         )
     if b.ceiling >= GOAL:
         return Stage("filtering", True, finding + ".")
     remedies = dict.fromkeys(remedy for _, remedy in reasons)
-    return Stage(
-        "filtering",
-        False,
-        finding + ".",
-        " ".join(remedies)
-        or "Scores, labels or the way back to the picture's pixels are wrong: look at what was changed in the filtering.",
+    unknown = (
+        "Scores, labels or the way back to the picture's pixels are wrong: look at"
+        " what was changed in the filtering."
     )
+    return Stage("filtering", False, finding + ".", " ".join(remedies) or unknown)
 
 
 def _why_missed(b, results, scores):
     "(Reason, remedy) → the missed objects in words."
-    h, reasons = b.hyperparameters, {}
+    reasons = {}
     for k, result in enumerate(results):
-        record, boxes, labels = (
-            b.chosen[k],
-            b.truth["boxes"][k],
-            b.truth["labels"][k],
-        )
-        m = int((labels >= 0).sum())
+        record = b.chosen[k]
         # the others are no targets
         learnt = np.flatnonzero(~(record.difficult | record.crowd))
         for j in np.flatnonzero(np.isin(learnt, result.missed)):
-            mine = b.owner[k] == j
-            top = scores[k, mine, labels[j]].max(initial=0.0)
-            iou = (
-                ops.convert_to_numpy(overlaps(boxes[j : j + 1], boxes[:m]))[0]
-                * (labels[:m] == labels[j])
-                * (np.arange(m) != j)
-            )
-            if not mine.any():
-                why = (
-                    "no anchor answers for them",
-                    (
-                        "Remove objects that are annotated twice, or use"
-                        " force_match=True."
-                    ),
-                )
-            elif top <= h.score_threshold:
-                why = (
-                    (
-                        f"the score_threshold of {h.score_threshold:g} is above"
-                        " the 0.8 to 0.9 of a good detector"
-                    ),
-                    (
-                        "Lower score_threshold: 0.05 is usual, and to be choosy"
-                        " is for later."
-                    ),
-                )
-            elif iou.max(initial=0.0) > h.nms_threshold:
-                why = (
-                    (
-                        "an object of their class overlaps them by more than the"
-                        f" nms_threshold of {h.nms_threshold:g}"
-                    ),
-                    "Raise nms_threshold: 0.5 is usual, 0.6 or 0.7 in crowds.",
-                )
-            elif m > h.max_detections:
-                why = (
-                    (
-                        "their picture holds more objects than the"
-                        f" max_detections of {h.max_detections}"
-                    ),
-                    (
-                        "Raise max_detections to"
-                        f" {max((x >= 0).sum() for x in b.truth['labels'])} or"
-                        " more: 300 is usual."
-                    ),
-                )
-            else:
-                why = (
-                    (
-                        "there are more candidates than the pre_nms_top_k of"
-                        f" {h.pre_nms_top_k}"
-                    ),
-                    "Raise pre_nms_top_k: 1000 is usual.",
-                )
+            why = _reason(b, k, j, scores)
             reasons.setdefault(why, []).append(b.name(k, j))
     return reasons
+
+
+def _reason(b, k, j, scores):
+    "Why object `j` of picture `k` was missed by perfect outputs, and what to do."
+    h, boxes, labels = (
+        b.hyperparameters,
+        b.truth["boxes"][k],
+        b.truth["labels"][k],
+    )
+    m, mine = int((labels >= 0).sum()), b.owner[k] == j
+    if not mine.any():
+        return (
+            "no anchor answers for them",
+            "Remove objects that are annotated twice, or use force_match=True.",
+        )
+    if scores[k, mine, labels[j]].max() <= h.score_threshold:
+        return (
+            f"the score_threshold of {h.score_threshold:g} is above the 0.8 to 0.9"
+            " of a good detector",
+            "Lower score_threshold: 0.05 is usual, and to be choosy is for later.",
+        )
+    iou = ops.convert_to_numpy(overlaps(boxes[j : j + 1], boxes[:m]))[0]
+    rivals = (labels[:m] == labels[j]) & (np.arange(m) != j)
+    if iou[rivals].max(initial=0.0) > h.nms_threshold:
+        return (
+            "an object of their class overlaps them by more than the nms_threshold"
+            f" of {h.nms_threshold:g}",
+            "Raise nms_threshold: 0.5 is usual, 0.6 or 0.7 in crowds.",
+        )
+    if m > h.max_detections:
+        most = max((x >= 0).sum() for x in b.truth["labels"])
+        return (
+            "their picture holds more objects than the max_detections of"
+            f" {h.max_detections}",
+            f"Raise max_detections to {most} or more: 300 is usual.",
+        )
+    return (
+        f"there are more candidates than the pre_nms_top_k of {h.pre_nms_top_k}",
+        "Raise pre_nms_top_k: 1000 is usual.",
+    )
 
 # %% ../nbs/07c_selfcheck.ipynb #a9f3c527
 def expected_focal_loss(
@@ -778,61 +773,35 @@ _NOT_FINITE = (
 )
 
 
-def check_losses(bench: Bench) -> Stage:
-    """Stage 5: the network as `train` builds it, one step: finite losses, near
-    what the prior promises, and every part of the network moved.
-    """
-    b, h = bench, bench.hyperparameters
-    b.trainer = b.trainer or _trainer(
-        list(b.chosen.class_names), h, b.learning_rate, b.steps
-    )
+def _first_step(b):
+    "One step, and every weight before and after it: part → pairs of arrays."
     weights = b.trainer.trainable_variables
     before = [ops.convert_to_numpy(w) for w in weights]
     losses = _one_step(b)
     after = [ops.convert_to_numpy(w) for w in weights]
-    size = losses["classification"]
-    expected = expected_focal_loss(
-        b.classes[_batch(b, 0)[0]], len(b.chosen.class_names), h
-    )
-    fresh = h.weights in (None, "imagenet")
-    finding = (
-        f"the first loss is {losses['loss']:.3f} (classification {size:.3f}"
-        + (f", the prior promises {expected:.3f}" if fresh else "")
-        + f"; box {losses['box']:.3f})"
-    )
-    if not math.isfinite(losses["loss"]):
-        return Stage("losses", False, finding + ": not a number.", _NOT_FINITE)
-    if fresh and not expected / 10 < size < expected * 10:
-        return Stage(
-            "losses",
-            False,
-            finding + ", which is not that of a fresh network.",
-            "The classification subnet's last bias must be −log((1 − π)/π), and"
-            " the backbone's features of ordinary size: look at what was changed"
-            " in the network or the loss.",
-        )
-    parts = {
-        part: [
-            (old, new)
-            for w, old, new in zip(weights, before, after)
-            if part_of(w.path) == part
-        ]
-        for part in PARTS
-    }
-    broken = [
-        part
-        for part, pairs in parts.items()
-        if not all(np.isfinite(new).all() for _, new in pairs)
-    ]
-    still = [
-        part
-        for part, pairs in parts.items()
-        if pairs and not any((old != new).any() for old, new in pairs)
-    ]
-    # no object in this batch, so no box to learn
-    if not (b.classes[_batch(b, 0)[0]] >= 0).any():
-        still = [part for part in still if part != "regression subnet"]
-    frozen = [part for part, pairs in parts.items() if not pairs]
+    parts = {part: [] for part in PARTS}
+    for w, old, new in zip(weights, before, after):
+        parts[part_of(w.path)].append((old, new))
+    return losses, parts
+
+
+def _moved(parts):
+    "The share of all weights that the step moved."
+    pairs = [pair for some in parts.values() for pair in some]
+    total = sum(old.size for old, _ in pairs)
+    return sum((old != new).sum() for old, new in pairs) / max(1, total)
+
+
+def _loss_faults(finding, parts, objects):
+    "The stage where weights broke or stood still; `None` where neither happened."
+    broken, still = [], []
+    for part, pairs in parts.items():
+        if not all(np.isfinite(new).all() for _, new in pairs):
+            broken.append(part)
+        if pairs and not any((old != new).any() for old, new in pairs):
+            still.append(part)
+    if not objects and "regression subnet" in still:
+        still.remove("regression subnet")  # no object, so no box to learn
     if broken:
         return Stage(
             "losses",
@@ -850,71 +819,100 @@ def check_losses(bench: Bench) -> Stage:
             "Look at alpha, box_loss_weight and learning_rate (a weight of 0"
             " gives no gradient), and at what was changed in the network.",
         )
-    moved = sum(
-        (old != new).sum() for pairs in parts.values() for old, new in pairs
-    ) / max(1, sum(old.size for old in before))
-    return Stage(
-        "losses",
-        True,
-        f"{finding}; the first step moved {moved:.0%} of the weights, in all"
-        f" parts{' but the frozen ' + ' and '.join(frozen) if frozen else ''}.",
+    return None
+
+
+def check_losses(bench: Bench) -> Stage:
+    """Stage 5: the network as `train` builds it, one step: finite losses, near
+    what the prior promises, and every part of the network moved.
+    """
+    b, h, names = bench, bench.hyperparameters, list(bench.chosen.class_names)
+    b.trainer = b.trainer or _trainer(names, h, b.learning_rate, b.steps)
+    losses, parts = _first_step(b)
+    classes = b.classes[_batch(b, 0)[0]]
+    size, expected = (
+        losses["classification"],
+        expected_focal_loss(classes, len(names), h),
     )
+    fresh = h.weights in (None, "imagenet")
+    promised = f", the prior promises {expected:.3f}" if fresh else ""
+    finding = (
+        f"the first loss is {losses['loss']:.3f} (classification"
+        f" {size:.3f}{promised}; box {losses['box']:.3f})"
+    )
+    if not math.isfinite(losses["loss"]):
+        return Stage("losses", False, finding + ": not a number.", _NOT_FINITE)
+    if fresh and not expected / 10 < size < expected * 10:
+        return Stage(
+            "losses",
+            False,
+            finding + ", which is not that of a fresh network.",
+            "The classification subnet's last bias must be −log((1 − π)/π), and"
+            " the backbone's features of ordinary size: look at what was changed"
+            " in the network or the loss.",
+        )
+    fault = _loss_faults(finding, parts, (classes >= 0).any())
+    if fault is not None:
+        return fault
+    frozen = " and ".join(part for part, pairs in parts.items() if not pairs)
+    but = f" but the frozen {frozen}" if frozen else ""
+    moved = f"the first step moved {_moved(parts):.0%} of the weights"
+    return Stage("losses", True, f"{finding}; {moved}, in all parts{but}.")
 
 # %% ../nbs/07c_selfcheck.ipynb #ca17ce39
+def _measure(b, cache, size):
+    "The mAP on the chosen pictures, noted."
+    detector = current_detector(b.trainer, cache)
+    report = evaluate(
+        detector, b.chosen, batch_size=size, progress=False, coco=False
+    )
+    b.detections = report.detections
+    b.tests.append((len(b.history), float(report.voc07_map)))
+    return report.voc07_map
+
+
+def _by_heart(b, cache, size, every, bar):
+    "Steps until the pictures are known or time is up; the first broken loss."
+    due = every
+    while True:
+        late = time.monotonic() > b.deadline
+        if len(b.history) >= min(due, b.steps) or late:
+            due = len(b.history) + max(every, len(b.history) // 10)
+            known = _measure(b, cache, size) >= GOAL * b.ceiling
+            if known or late or len(b.history) >= b.steps:
+                return None
+        losses = _one_step(b)
+        bar.update()
+        last = f"{b.tests[-1][1]:.2f}" if b.tests else "–"
+        bar.set_postfix(loss=f"{losses['loss']:.3f}", mAP=last)
+        if not math.isfinite(losses["loss"]):
+            return losses["loss"]
+
+
 def check_learning(bench: Bench, every: int = 10) -> Stage:
     """Stage 6: the chosen pictures by heart, measured every so many steps (after
     a hundred, each tenth more) by the mAP on them.
     """
-    b, cache, due = bench, SimpleNamespace(detector=None), every
+    b, cache = bench, SimpleNamespace(detector=None)
     size = min(b.hyperparameters.batch_size, len(b.chosen))
-    bar = tqdm(
+    with tqdm(
         total=b.steps,
         initial=len(b.history),
         unit="step",
         desc="learning by heart",
         disable=not b.progress,
-    )
-    try:
-        while True:
-            late = time.monotonic() > b.deadline
-            if len(b.history) >= min(due, b.steps) or late:
-                due = len(b.history) + max(every, len(b.history) // 10)
-                report = evaluate(
-                    current_detector(b.trainer, cache),
-                    b.chosen,
-                    batch_size=size,
-                    progress=False,
-                    coco=False,
-                )
-                b.detections = report.detections
-                b.tests.append((len(b.history), float(report.voc07_map)))
-                if (
-                    report.voc07_map >= GOAL * b.ceiling
-                    or late
-                    or len(b.history) >= b.steps
-                ):
-                    break
-            losses = _one_step(b)
-            bar.update()
-            bar.set_postfix(
-                loss=f"{losses['loss']:.3f}",
-                mAP=f"{b.tests[-1][1]:.2f}" if b.tests else "–",
-            )
-            if not math.isfinite(losses["loss"]):
-                files = ", ".join(
-                    b.chosen[i].image.name
-                    for i in _batch(b, len(b.history) - 1)[0]
-                )
-                return Stage(
-                    "learning",
-                    False,
-                    f"the loss is {losses['loss']} after {len(b.history)} steps,"
-                    f" at the pictures {files}.",
-                    _NOT_FINITE
-                    + f" A learning_rate below {b.learning_rate:g} may do.",
-                )
-    finally:
-        bar.close()
+    ) as bar:
+        broken = _by_heart(b, cache, size, every, bar)
+    if broken is not None:
+        at, _ = _batch(b, len(b.history) - 1)
+        files = ", ".join(b.chosen[i].image.name for i in at)
+        return Stage(
+            "learning",
+            False,
+            f"the loss is {broken} after {len(b.history)} steps, at the pictures"
+            f" {files}.",
+            f"{_NOT_FINITE} A learning_rate below {b.learning_rate:g} may do.",
+        )
     step, value = b.tests[-1]
     first, last = _ends(b)
     finding = (
@@ -923,7 +921,7 @@ def check_learning(bench: Bench, every: int = 10) -> Stage:
     )
     if value >= GOAL * b.ceiling:
         return Stage("learning", True, finding + ".")
-    return _why_not_learnt(b, cache.detector, finding, first, last)
+    return _why_not_learnt(b, finding, first, last)
 
 
 def _ends(b):
@@ -933,35 +931,60 @@ def _ends(b):
     losses = [e["loss"] for e in b.history]
     return float(np.mean(losses[:n])), float(np.mean(losses[-2 * n :]))
 
+# %% ../nbs/07c_selfcheck.ipynb #c102a581
+def _loss_in_use(b):
+    "The mean loss of the pictures as a network in use has it, without a step."
+    size = min(b.hyperparameters.batch_size, len(b.chosen))
+    losses = []
+    for step in range(-(-len(b.chosen) // size)):
+        b.trainer.reset_metrics()
+        logs = b.trainer.test_on_batch(*_batch(b, step)[1], return_dict=True)
+        losses.append(float(logs["loss"]))
+    return float(np.mean(losses))
 
-def _why_not_learnt(b, detector, finding, first, last):
-    "The stage where learning failed, with its reason."
-    h, n = b.hyperparameters, len(b.history)
-    short = (
-        " The time given was used up." if time.monotonic() > b.deadline else ""
-    )
-    batch_norms = [
+
+def _statistics_behind(b, first, last):
+    "Loss in use and momentum, where BatchNorm's moving statistics lag; or `None`."
+    momenta = [
         layer.momentum
         for layer in b.trainer.model._flatten_layers()
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
     ]
-    in_use = []
-    for step in range(-(-len(b.chosen) // min(h.batch_size, len(b.chosen)))):
-        b.trainer.reset_metrics()
-        in_use.append(
-            float(
-                b.trainer.test_on_batch(*_batch(b, step)[1], return_dict=True)[
-                    "loss"
-                ]
-            )
-        )
-    used = float(np.mean(in_use))
-    if (
-        batch_norms
-        and last < 0.6 * first
-        and not used < max(2 * last, last + 0.2 * first)
-    ):
-        m = max(batch_norms)
+    if not momenta or last >= 0.6 * first:
+        return None
+    used = _loss_in_use(b)
+    # written so that nan counts as behind
+    return (
+        None if used < max(2 * last, last + 0.2 * first) else (used, max(momenta))
+    )
+
+
+def _still_falling(losses):
+    "Whether the last quarter of the steps was clearly better than the one before."
+    quarter = max(1, len(losses) // 4)
+    last, before = losses[-quarter:], losses[-2 * quarter : -quarter]
+    return len(losses) >= 8 and np.mean(last) < 0.95 * np.mean(before)
+
+
+def _slow_remedy(b):
+    "What to do where the loss has hardly fallen."
+    if _still_falling([entry["loss"] for entry in b.history]):
+        return "It was still falling: give it more steps."
+    return (
+        f"Try another learning_rate than {b.learning_rate:g}, ten times more or"
+        " less, and look at alpha, gamma and sigma, at prior_probability and at"
+        " freeze_stages."
+    )
+
+
+def _why_not_learnt(b, finding, first, last):
+    "The stage where learning failed, with its reason."
+    h, n = b.hyperparameters, len(b.history)
+    late = time.monotonic() > b.deadline
+    short = " The time given was used up." if late else ""
+    behind = _statistics_behind(b, first, last)
+    if behind is not None:
+        used, m = behind
         return Stage(
             "learning",
             False,
@@ -973,55 +996,58 @@ def _why_not_learnt(b, detector, finding, first, last):
             " or weights with freeze_batch_norm=True.",
         )
     if last > first / 3:
-        quarter = max(1, n // 4)
-        losses = [e["loss"] for e in b.history]
-        falling = n >= 8 and np.mean(losses[-quarter:]) < 0.95 * np.mean(
-            losses[-2 * quarter : -quarter]
-        )
+        text = f"{finding}: it has not fallen to a third.{short}"
+        return Stage("learning", False, text, _slow_remedy(b))
+    tops = [float(d.scores.max()) for d in b.detections if len(d.scores)]
+    return _unsure(h, finding, max(tops, default=0.0), short)
+
+
+def _unsure(h, finding, top, short):
+    "The stage where the loss has fallen, by how sure the network is of anything."
+    if top > max(h.score_threshold, 0.3):
         return Stage(
             "learning",
             False,
-            f"{finding}: it has not fallen to a third.{short}",
-            (
-                "It was still falling: give it more steps."
-                if falling
-                else (
-                    f"Try another learning_rate than {b.learning_rate:g}, ten"
-                    " times more or less, and look at alpha, gamma and sigma, at"
-                    " prior_probability and at freeze_stages."
-                )
-            ),
+            f"{finding}: things are found (the surest with {top:.2f}), but not as"
+            f" annotated.{short}",
+            "Give it more steps; then look at the drawn pictures: boxes beside the"
+            " objects point at the annotations, wrong names at classes that look"
+            " alike or are mixed up.",
         )
-    top = max(
-        (float(d.scores.max()) for d in b.detections if len(d.scores)),
-        default=0.0,
-    )
-    if top <= max(h.score_threshold, 0.3):
-        seen = (
-            f"the surest detection has a score of {top:.2f}"
-            if top
-            else f"no score is above the score_threshold of {h.score_threshold:g}"
-        )
-        return Stage(
-            "learning",
-            False,
-            f"{finding}: {seen}.{short}",
-            "The objects weigh too little in the classification loss: look at"
-            f" alpha ({h.alpha}) and gamma ({h.gamma:g}), and at box_loss_weight"
-            f" ({h.box_loss_weight:g}), which may drown it; else give it more"
-            " steps.",
-        )
+    seen = f"no score is above the score_threshold of {h.score_threshold:g}"
+    if top:
+        seen = f"the surest detection has a score of {top:.2f}"
     return Stage(
         "learning",
         False,
-        f"{finding}: things are found (the surest with {top:.2f}), but not as"
-        f" annotated.{short}",
-        "Give it more steps; then look at the drawn pictures: boxes beside the"
-        " objects point at the annotations, wrong names at classes that look"
-        " alike or are mixed up.",
+        f"{finding}: {seen}.{short}",
+        "The objects weigh too little in the classification loss: look at alpha"
+        f" ({h.alpha}) and gamma ({h.gamma:g}), and at box_loss_weight"
+        f" ({h.box_loss_weight:g}), which may drown it; else give it more steps.",
     )
 
 # %% ../nbs/07c_selfcheck.ipynb #2df45c6d
+def _check_arguments(hyperparameters, **numbers):
+    "Raise `ValueError` that names the argument which makes no sense."
+    for name, value in numbers.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be above 0, not {value!r}")
+    if not isinstance(hyperparameters, HyperParameters):
+        raise ValueError(
+            "hyperparameters must be HyperParameters (preset('tiny') makes some"
+            f" by name), not {hyperparameters!r}"
+        )
+
+
+def _run_stages(bench):
+    "One stage after the other, until one fails; the rest are not tried."
+    stages = []
+    for name, check in STAGES.items():
+        sound = all(stage.ok for stage in stages)
+        stages.append(check(bench) if sound else Stage(name, None))
+    return tuple(stages)
+
+
 STAGES = {
     "data": check_data,
     "anchors": check_anchors,
@@ -1054,45 +1080,35 @@ def self_check(
     Raises `ValueError` where no picture holds an object to learn, or an argument
     is out of range.
     """
-    for name, value in (
-        ("steps", steps),
-        ("learning_rate", learning_rate),
-        *([("seconds", seconds)] if seconds is not None else []),
-    ):
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, not {value!r}")
-    if not isinstance(hyperparameters, HyperParameters):
-        raise ValueError(
-            "hyperparameters must be HyperParameters (preset('tiny') makes some"
-            f" by name), not {hyperparameters!r}"
+    h = hyperparameters
+    _check_arguments(h, steps=steps, learning_rate=learning_rate, seconds=seconds)
+    chosen = choose_pictures(dataset, pictures, h.seed)
+    with ExitStack() as stack:
+        ours = None
+        if folder is not None:  # before any work
+            ours = stack.enter_context(claim(folder, _check_names(chosen)))
+        bench = Bench(
+            dataset,
+            h,
+            chosen,
+            steps,
+            learning_rate=learning_rate,
+            progress=progress,
         )
-    bench = Bench(
-        dataset,
-        hyperparameters,
-        choose_pictures(dataset, pictures, hyperparameters.seed),
-        steps,
-        learning_rate=learning_rate,
-        progress=progress,
-    )
-    if seconds is not None:
-        bench.deadline = time.monotonic() + seconds
-    stages = []
-    for name, check in STAGES.items():
-        stages.append(
-            check(bench) if all(s.ok for s in stages) else Stage(name, None)
+        if seconds is not None:
+            bench.deadline = time.monotonic() + seconds
+        check = SelfCheck(
+            _run_stages(bench),
+            tuple(str(r.image) for r in bench.chosen),
+            h,
+            learning_rate,
+            tuple(bench.history),
+            tuple(bench.tests),
+            bench.detections,
+            bench.chosen,
         )
-    check = SelfCheck(
-        tuple(stages),
-        tuple(str(r.image) for r in bench.chosen),
-        hyperparameters,
-        learning_rate,
-        tuple(bench.history),
-        tuple(bench.tests),
-        bench.detections,
-        bench.chosen,
-    )
-    if folder is not None:
-        write_check(check, folder)
+        if ours is not None:
+            _write_check(check, ours)
     return check
 
 # %% ../nbs/07c_selfcheck.ipynb #4648590a
@@ -1177,27 +1193,39 @@ def draw_pair(
     return np.concatenate(panels, axis=1)
 
 
+def _check_names(records):
+    "The files that a check of these pictures writes."
+    names = [f"{k}-{Path(r.image).stem}.jpg" for k, r in enumerate(records, 1)]
+    return ["selfcheck.json", "curve.png", *names]
+
+
 def write_check(
     check: SelfCheck,  # of self_check
     folder: str | Path,  # made where it is missing
 ):
     """Writes selfcheck.json, curve.png where anything was trained, and every
     picture that can be read as 1-NAME.jpg, …, each file whole or not at all.
+
+    Raises `ValueError` where a file of somebody else's would be replaced.
     """
-    folder = Path(folder)
-    for k, record in enumerate(check.records or ()):
+    with claim(folder, _check_names(check.records or ())) as ours:
+        _write_check(check, ours)
+
+
+def _write_check(check, ours):
+    "The same into a folder that is claimed already."
+    records = check.records or ()
+    for k, (record, name) in enumerate(zip(records, _check_names(records)[2:])):
+        found = check.detections[k] if check.detections else None
         try:
-            image = draw_pair(
-                record,
-                check.detections[k] if check.detections else None,
-                check.records.class_names,
-            )
+            image = draw_pair(record, found, records.class_names)
         except (ValueError, OSError):
             continue  # its stage has said so
-        write_image(folder / f"{k + 1}-{record.image.stem}.jpg", image)
+        ours.take([name])
+        write_image(ours.folder / name, image)
     if check.history:
-        save_atomically(folder / "curve.png", plot_check(check).savefig)
-    save_atomically(
-        folder / "selfcheck.json",
-        lambda p: p.write_text(check.to_json(), encoding="utf-8"),
+        ours.write("curve.png", plot_check(check).savefig)
+    text = check.to_json()
+    ours.write(
+        "selfcheck.json", lambda beside: beside.write_text(text, encoding="utf-8")
     )

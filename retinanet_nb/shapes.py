@@ -71,6 +71,31 @@ def _mix(a, b, t):
     return a + (b - a) * t[..., None]
 
 # %% ../nbs/00b_shapes.ipynb #2f1bd19f
+_STRONG = (
+    (214, 40, 40),
+    (29, 92, 184),
+    (236, 120, 20),
+    (18, 140, 126),
+    (150, 50, 150),
+    (230, 60, 120),
+)
+_OTHER = ((255, 205, 40), (90, 190, 240), (255, 255, 255), (250, 150, 60))
+
+
+def _stripes(rng):
+    "The colours of a ball's six stripes, (6, 3)."
+    white, strong, other = (
+        _color(250, 250, 246),
+        _pick(rng, _STRONG),
+        _pick(rng, _OTHER),
+    )
+    third = strong if rng.random() < 0.5 else other
+    four = [_color(*strong), white, _color(*third), white]
+    if rng.random() < 0.4:
+        four = [_color(*strong), white] * 2
+    return np.stack(four * 2)[:6]
+
+
 def _ball(u, v, light, rng):
     "A beach ball: six stripes that meet at a cap, on a sphere turned at random."
     r2 = u * u + v * v
@@ -84,31 +109,7 @@ def _ball(u, v, light, rng):
         u * e[0] + v * e[1] + z * e[2]
         for e in np.stack([side, up, axis]).tolist()
     )
-    strong = _pick(
-        rng,
-        (
-            (214, 40, 40),
-            (29, 92, 184),
-            (236, 120, 20),
-            (18, 140, 126),
-            (150, 50, 150),
-            (230, 60, 120),
-        ),
-    )
-    other = _pick(
-        rng, ((255, 205, 40), (90, 190, 240), (255, 255, 255), (250, 150, 60))
-    )
-    colors = np.stack(
-        [
-            _color(*strong),
-            _color(250, 250, 246),
-            _color(*(strong if rng.random() < 0.5 else other)),
-            _color(250, 250, 246),
-        ]
-        * 2
-    )[:6]
-    if rng.random() < 0.4:
-        colors = np.stack([_color(*strong), _color(250, 250, 246)] * 3)
+    colors = _stripes(rng)
     rgb = colors[
         np.clip(((np.arctan2(x2, x1) / (2 * np.pi) + 0.5) * 6).astype(int), 0, 5)
     ]
@@ -155,6 +156,16 @@ def _brick(u, v, light, rng):
     return rgb, d
 
 
+_LEAVES = (
+    (62, 140, 52),
+    (92, 164, 60),
+    (42, 118, 70),
+    (128, 170, 48),
+    (204, 150, 36),
+    (190, 96, 34),
+)
+
+
 def _leaf(u, v, light, rng):
     "A leaf: a pointed blade with a midrib, side veins and a stem."
     # 0 at the stem's end of the blade, 1 at the tip
@@ -174,19 +185,7 @@ def _leaf(u, v, light, rng):
         blade,
     )
     stem = np.hypot(np.maximum(np.abs(u + 0.83) - 0.13, 0), w) - 0.045
-    base = _color(
-        *_pick(
-            rng,
-            (
-                (62, 140, 52),
-                (92, 164, 60),
-                (42, 118, 70),
-                (128, 170, 48),
-                (204, 150, 36),
-                (190, 96, 34),
-            ),
-        )
-    )
+    base = _color(*_pick(rng, _LEAVES))
     rib = _step(0, 0.026 + 0.02 * (1 - t) - np.abs(w), 0.03)
     phase = (t - np.abs(w) * 0.42) * 7.5
     side = (
@@ -716,7 +715,8 @@ def _annotation(filename, size, objects):
             f"\t\t<truncated>{int(o.truncated)}</truncated>",
             f"\t\t<difficult>{int(o.difficult)}</difficult>",
             (
-                f"\t\t<bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>"
+                f"\t\t<bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin>"
+                f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>"
             ),
             "\t</object>",
         ]
@@ -776,6 +776,23 @@ def _draw_in_parallel(part, jobs, size, workers):
             helper.wait()
 
 
+def _fill(part, counts, size, seed, workers):
+    "Draw all splits into a folder that nobody sees yet, and list them."
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (part / folder).mkdir(parents=True)
+    names, jobs = {}, []
+    for number, (split, count) in enumerate(counts.items()):
+        names[split] = [f"{split}_{i:05d}" for i in range(count)]
+        jobs += [(seed, number, i, name) for i, name in enumerate(names[split])]
+    if workers is None:
+        workers = min(os.cpu_count() or 1, len(jobs) // 400)
+    _draw_in_parallel(part, jobs, size, max(1, workers))
+    names["trainval"] = names["train"] + names["val"]
+    for split, lines in names.items():
+        list_file = part / "ImageSets" / "Main" / f"{split}.txt"
+        list_file.write_text("".join(f"{name}\n" for name in lines))
+
+
 def make_shapes(
     root,  # the directory to make
     train: int = 800,  # pictures in each split
@@ -816,34 +833,7 @@ def make_shapes(
         tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".tmp", dir=root.parent)
     )
     try:
-        for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
-            (part / folder).mkdir(parents=True)
-        names = {}
-        for split in counts:
-            names[split] = [f"{split}_{i:05d}" for i in range(counts[split])]
-        jobs = [
-            (int(seed), number, i, name)
-            for number, split in enumerate(counts)
-            for i, name in enumerate(names[split])
-        ]
-        _draw_in_parallel(
-            part,
-            jobs,
-            [int(s) for s in size],
-            max(
-                1,
-                (
-                    min(os.cpu_count() or 1, len(jobs) // 400)
-                    if workers is None
-                    else workers
-                ),
-            ),
-        )
-        names["trainval"] = names["train"] + names["val"]
-        for split, lines in names.items():
-            (part / "ImageSets" / "Main" / f"{split}.txt").write_text(
-                "".join(f"{n}\n" for n in lines)
-            )
+        _fill(part, counts, [int(v) for v in size], int(seed), workers)
         (part / "shapes.json").write_text(recipe)
         part.chmod(0o755)  # mkdtemp makes a private one
         if root.exists():

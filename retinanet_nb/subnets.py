@@ -10,41 +10,40 @@ __all__ = ['regression_subnet', 'classification_subnet']
 #| code-summary: "Imports"
 import math
 
-import keras
+from .engine import keras
 
 # %% ../nbs/03b_subnets.ipynb #42be6ad6
+def _convolve(x, filters, name, bias=0.0):
+    "A 3×3 convolution with small initial weights."
+    return keras.layers.Conv2D(
+        filters,
+        3,
+        padding="same",
+        kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+        bias_initializer=keras.initializers.Constant(bias),
+        name=name,
+    )(x)
+
+
 def _subnet(name, outputs, num_anchors, feature_size, depth, bias, norm):
     """A stack of 3×3 convolutions over one pyramid level:
 
     (B, h, w, feature_size) → (B, h·w·num_anchors, outputs).
     """
-    conv = lambda filters, **kwargs: keras.layers.Conv2D(
-        filters,
-        3,
-        padding="same",
-        kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
-        **kwargs,
-    )
     if norm not in (None, "group"):
         raise ValueError(f"a subnet's norm is None or 'group', not {norm!r}")
     x = inputs = keras.Input((None, None, feature_size))
     for i in range(depth):
-        x = conv(feature_size, name=f"{name}_{i}")(x)
+        x = _convolve(x, feature_size, f"{name}_{i}")
         if norm == "group":
-            x = keras.layers.GroupNormalization(
-                feature_size // math.gcd(8, feature_size), name=f"{name}_{i}_norm"
-            )(x)
+            groups = feature_size // math.gcd(8, feature_size)
+            x = keras.layers.GroupNormalization(groups, name=f"{name}_{i}_norm")(
+                x
+            )
         x = keras.layers.Activation("relu", name=f"{name}_{i}_relu")(x)
-    x = conv(
-        num_anchors * outputs,
-        bias_initializer=keras.initializers.Constant(bias),
-        name=f"{name}_output",
-    )(x)
-    return keras.Model(
-        inputs,
-        keras.layers.Reshape((-1, outputs), name=f"{name}_anchors")(x),
-        name=name,
-    )
+    x = _convolve(x, num_anchors * outputs, f"{name}_output", bias)
+    rows = keras.layers.Reshape((-1, outputs), name=f"{name}_anchors")(x)
+    return keras.Model(inputs, rows, name=name)
 
 # %% ../nbs/03b_subnets.ipynb #033ee59e
 def regression_subnet(

@@ -8,9 +8,8 @@ __all__ = ['BACKGROUND', 'IGNORED', 'match_anchors', 'assign_targets']
 # %% ../nbs/05a_targets.ipynb #d0dcce7b
 #| code-fold: true
 #| code-summary: "Imports"
-from keras import ops
-
 from .boxes import encode_boxes, overlaps
+from .engine import ops
 
 # %% ../nbs/05a_targets.ipynb #baa17dcc
 BACKGROUND, IGNORED = -1, -2  # the classes of anchors that answer for no object
@@ -33,15 +32,10 @@ def match_anchors(
     2015), section 3.1.2.
     """
     iou = ops.where(valid[:, None], iou, -1.0)
-    best, best_iou = (
-        ops.cast(ops.argmax(iou, axis=-1), "int32"),
-        ops.max(iou, axis=-1),
-    )
-    matched = ops.where(
-        best_iou >= positive_overlap,
-        best,
-        ops.where(best_iou < negative_overlap, BACKGROUND, IGNORED),
-    )
+    best = ops.cast(ops.argmax(iou, axis=-1), "int32")
+    best_iou = ops.max(iou, axis=-1)
+    nobody = ops.where(best_iou < negative_overlap, BACKGROUND, IGNORED)
+    matched = ops.where(best_iou >= positive_overlap, best, nobody)
     if not force_match:
         return matched
     # (B, M)
@@ -75,20 +69,14 @@ def assign_targets(
     # One column of padding, so that every index below points at something even
     # where M = 0.
     boxes = ops.pad(ops.cast(boxes, "float32"), [[0, 0], [0, 1], [0, 0]])
-    labels = ops.pad(
-        ops.cast(labels, "int32"), [[0, 0], [0, 1]], constant_values=-1
-    )
-    matched = match_anchors(
-        overlaps(anchors, boxes),
-        labels >= 0,
-        negative_overlap,
-        positive_overlap,
-        force_match,
-    )
+    labels = ops.cast(labels, "int32")
+    labels = ops.pad(labels, [[0, 0], [0, 1]], constant_values=-1)
+    iou = overlaps(anchors, boxes)
+    rule = (negative_overlap, positive_overlap, force_match)
+    matched = match_anchors(iou, labels >= 0, *rule)
     at, positive = ops.maximum(matched, 0), matched >= 0
-    classes = ops.where(
-        positive, ops.take_along_axis(labels, at, axis=1), matched
-    )
+    matched_labels = ops.take_along_axis(labels, at, axis=1)
+    classes = ops.where(positive, matched_labels, matched)
     matched_boxes = ops.take_along_axis(boxes, at[..., None], axis=1)
     # Where nothing is matched the anchor stands for its own box: deltas of
     # exactly zero, and no infinity in the gradient.

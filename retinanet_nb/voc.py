@@ -8,7 +8,6 @@ __all__ = ['VOC_ARCHIVES', 'VOC_ADDRESS', 'Annotation', 'parse_annotation', 'VOC
 # %% ../nbs/06a_voc.ipynb #1541b3b6
 #| code-fold: true
 #| code-summary: "Imports"
-import math
 import os
 import re
 import tempfile
@@ -16,50 +15,97 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
 
 import numpy as np
 from defusedxml import ElementTree
 
 from .download import _md5, fetch, unpack
-from .records import DataReport, Record, Records, _check, _finish
+from .files import _short
+from .pictures import PICTURE_SUFFIXES
+from retinanet_nb.records import (
+    DataReport,
+    Entry,
+    Record,
+    Records,
+    as_flag,
+    as_number,
+    check_entry,
+    finish,
+)
 
 # %% ../nbs/06a_voc.ipynb #b53e7fa4
-def _tag(node):
-    return node.tag.rpartition("}")[2].lower()
+def _children(node):
+    "Tag in lower case → the direct children of `node` that carry it, as a list."
+    found = {}
+    for child in () if node is None else node:
+        found.setdefault(child.tag.rpartition("}")[2].lower(), []).append(child)
+    return found
 
 
-def _child(node, tag):
-    "The first direct child called `tag`, whatever its case, or None."
-    return next((c for c in node if _tag(c) == tag), None)
+def _text(children, tag):
+    "The text of the first child with this tag; None where there is none."
+    found = children.get(tag)
+    return (found[0].text or "").strip() if found else None
 
 
-def _text(node, tag, default=""):
-    child = None if node is None else _child(node, tag)
-    return default if child is None else (child.text or "").strip()
-
-
-def _number(node, tag, what):
-    text = _text(node, tag, None)
+def _number(children, tag, what):
+    "The number in `tag`; `ValueError` where there is none."
+    text = _text(children, tag)
     if not text:
         raise ValueError(f"{what} has no <{tag}>")
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{what} has {text!r} as <{tag}>, which is not a number")
+    value = as_number(text)
+    if value != value:
+        raise ValueError(
+            f"{what} has {_short(text)!r} as <{tag}>, which is not a number"
+        )
     return value
 
 
-def _flag(node, tag, what):
-    text = _text(node, tag).lower()
-    if text in ("", "0", "0.0", "false", "no", "unspecified"):
-        return False
-    if text in ("1", "1.0", "true", "yes"):
-        return True
-    raise ValueError(f"{what} has {text!r} as <{tag}> instead of 0 or 1")
+def _flag(children, tag, what):
+    "Whether `tag` says yes; a missing one says no."
+    text = _text(children, tag)
+    value = as_flag(text)
+    if value is None:
+        raise ValueError(
+            f"{what} has {_short(text)!r} as <{tag}> instead of 0 or 1"
+        )
+    return value
 
 # %% ../nbs/06a_voc.ipynb #6dc5a5d4
+class _Object(NamedTuple):
+    name: str
+    corners: tuple  # xmin, ymin, xmax, ymax as written
+    difficult: bool
+    truncated: bool
+
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def _object(node, what):
+    "An `_Object`, or a text that says why it is left out; broken: `ValueError`."
+    children = _children(node)
+    name = _text(children, "name")
+    if not name:
+        raise ValueError(f"{what} has no <name>")
+    what += f" ({_short(name)})"
+    if "bndbox" not in children:
+        raise ValueError(f"{what} has no <bndbox>")
+    box = _children(children["bndbox"][0])
+    for tag, found in (*children.items(), *box.items()):
+        if len(found) > 1 and tag in ("name", "bndbox", *_CORNERS):
+            return (
+                f"{what} has {len(found)} <{tag}>; which one is meant is unclear"
+            )
+    x1, y1, x2, y2 = corners = tuple(_number(box, tag, what) for tag in _CORNERS)
+    flags = [_flag(children, tag, what) for tag in ("difficult", "truncated")]
+    if x2 <= x1 or y2 <= y1:
+        shown = f"xmin={x1:g} ymin={y1:g} xmax={x2:g} ymax={y2:g}"
+        return f"{what}: the box {shown} has no area"
+    return _Object(name, corners, *flags)
+
+# %% ../nbs/06a_voc.ipynb #3b0d6f92
 @dataclass(frozen=True, eq=False)
 class Annotation:
     "What one XML file says, not yet compared with its picture."
@@ -83,103 +129,88 @@ def parse_annotation(
 ) -> Annotation:
     """Read one VOC annotation.
 
-    Objects whose raw box has no area are dropped; a file that cannot be
-    understood is a `ValueError` that names it.
+    Objects whose raw box has no area, or that have two names or boxes, are
+    dropped; a file that cannot be understood is a `ValueError` that names it.
     """
-    path = Path(path)
+    root = _root(Path(path))
+    children = _children(root)
+    objects, dropped = [], []
+    try:
+        for number, node in enumerate(children.get("object", ()), 1):
+            found = _object(node, f"object {number}")
+            (dropped if isinstance(found, str) else objects).append(found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}.") from None
+    corners = np.array([o.corners for o in objects], np.float64).reshape(-1, 4)
+    return Annotation(
+        _text(children, "filename") or "",
+        _size(children),
+        tuple(o.name for o in objects),
+        corners - np.array([1, 1, 0, 0]) * one_based,
+        np.array([o.difficult for o in objects], bool),
+        np.array([o.truncated for o in objects], bool),
+        tuple(dropped),
+        int((corners[:, :2] == 0).sum()),
+    )
+
+# %% ../nbs/06a_voc.ipynb #e4a87c15
+def _root(path):
+    "The outermost tag of an annotation; an error that names the file otherwise."
     try:
         root = ElementTree.fromstring(path.read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no annotation {path}.") from None
-    except (ElementTree.ParseError, ValueError, LookupError) as e:
-        raise ValueError(f"{path} is not XML that can be read: {e}.") from None
-    if _tag(root) != "annotation":
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise ValueError(
-            f"{path} is not a VOC annotation: its outermost tag is <{root.tag}>"
-            " instead of <annotation>."
+            f"{path} is not XML that can be read: {_short(error, 200)}."
+        ) from None
+    if root.tag.rpartition("}")[2].lower() != "annotation":
+        raise ValueError(
+            f"{path} is not a VOC annotation: its outermost tag is"
+            f" <{_short(root.tag)}> instead of <annotation>."
         )
-    names, boxes, difficult, truncated, dropped, zeros = [], [], [], [], [], 0
-    try:
-        for i, node in enumerate((n for n in root if _tag(n) == "object"), 1):
-            what = f"object {i}"
-            name, box = _text(node, "name"), _child(node, "bndbox")
-            if not name:
-                raise ValueError(f"{what} has no <name>")
-            what += f" ({name})"
-            if box is None:
-                raise ValueError(f"{what} has no <bndbox>")
-            x1, y1, x2, y2 = (
-                _number(box, t, what) for t in ("xmin", "ymin", "xmax", "ymax")
-            )
-            flags = _flag(node, "difficult", what), _flag(node, "truncated", what)
-            if x2 <= x1 or y2 <= y1:
-                dropped.append(
-                    f"{what}: the box xmin={x1:g} ymin={y1:g} xmax={x2:g}"
-                    f" ymax={y2:g} has no area"
-                )
-                continue
-            zeros += (x1 == 0) + (y1 == 0)
-            names.append(name)
-            boxes.append((x1 - one_based, y1 - one_based, x2, y2))
-            difficult.append(flags[0])
-            truncated.append(flags[1])
-        size = _child(root, "size")
-        try:
-            size = (
-                int(_number(size, "height", "size")),
-                int(_number(size, "width", "size")),
-            )
-        except ValueError:
-            size = None
-    except ValueError as e:
-        raise ValueError(f"{path}: {e}.") from None
-    return Annotation(
-        _text(root, "filename"),
-        size,
-        tuple(names),
-        np.array(boxes, np.float64).reshape(-1, 4),
-        np.array(difficult, bool),
-        np.array(truncated, bool),
-        tuple(dropped),
-        zeros,
-    )
+    return root
+
+
+def _size(children):
+    "(height, width) as an annotation states it, or None."
+    size = _children(children.get("size", [None])[0])
+    sides = [as_number(_text(size, side)) for side in ("height", "width")]
+    return tuple(map(int, sides)) if all(v == v for v in sides) else None
 
 # %% ../nbs/06a_voc.ipynb #13dec13c
-_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+def _files(folder, suffixes):
+    "The files in `folder` with one of these suffixes, by name."
+    try:
+        found = sorted(folder.iterdir(), key=lambda path: path.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except PermissionError:
+        raise PermissionError(
+            f"{folder} may not be looked into: ask for the permission to read it."
+        ) from None
+    return [path for path in found if path.suffix.lower() in suffixes]
 
 
-def _contents(folder, n=12):
+def _contents(folder, most=12):
     "What a folder holds, for error messages."
     found = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
-    return (
-        ", ".join(found[:n])
-        + (f", … ({len(found)} in all)" if len(found) > n else "")
-    ) or "nothing"
-
-
-def _is_voc(folder):
-    return (folder / "Annotations").is_dir()
+    more = f", … ({len(found)} in all)" if len(found) > most else ""
+    return ", ".join(found[:most]) + more or "nothing"
 
 
 def _voc_folders(root):
-    """name -> folder for every VOC directory at `root`, in it, or in its
-    `VOCdevkit`.
-    """
+    "name → folder of each VOC directory: `root`, or in it, or in its VOCdevkit."
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"There is no directory {root}.")
-    if _is_voc(root):
+    if (root / "Annotations").is_dir():
         return {root.resolve().name: root}
     for base in (root, root / "VOCdevkit"):
-        found = (
-            {
-                p.name: p
-                for p in sorted(base.iterdir())
-                if p.is_dir() and _is_voc(p)
-            }
-            if base.is_dir()
-            else {}
-        )
+        inside = sorted(base.iterdir()) if base.is_dir() else ()
+        found = {p.name: p for p in inside if (p / "Annotations").is_dir()}
         if found:
             return found
     raise FileNotFoundError(
@@ -188,83 +219,94 @@ def _voc_folders(root):
         f" {_contents(root)}."
     )
 
+# %% ../nbs/06a_voc.ipynb #81c5e70f
+def _parts(split):
+    "The parts of a split as (year or None, name)."
+    if isinstance(split, str):
+        split = [part.strip() for part in split.split("+")]
+    elif isinstance(split, tuple) and len(split) == 2 and str(split[0]).isdigit():
+        split = [split]
+    try:
+        pairs = [
+            (None, p) if isinstance(p, str) else (str(p[0]), p[1]) for p in split
+        ]
+    except (TypeError, IndexError):
+        pairs = []
+    if not pairs or not all(isinstance(name, str) and name for _, name in pairs):
+        raise ValueError(
+            'split must be the name of a list, "train+val", or pairs of year and'
+            f" name; got {_short(split)}."
+        )
+    return pairs
+
 
 def _split_file(folder, name):
-    return next(
-        (
-            p
-            for p in (
-                folder / "ImageSets" / "Main" / f"{name}.txt",
-                folder / "ImageSets" / f"{name}.txt",
-            )
-            if p.is_file()
-        ),
-        None,
-    )
+    "The list called `name`, or None."
+    sets = folder / "ImageSets"
+    places = (sets / "Main" / f"{name}.txt", sets / f"{name}.txt")
+    return next((path for path in places if path.is_file()), None)
 
 
-def _splits(root, split):
-    "The (folder, split name, list file or None) that `split` asks for."
-    folders = _voc_folders(root)
-    if isinstance(split, str):
-        parts = [p.strip() for p in split.split("+")]
-    elif isinstance(split, tuple) and len(split) == 2 and str(split[0]).isdigit():
-        parts = [split]
-    else:
-        parts = list(split)
-    out = []
-    for part in parts:
-        year, name = (
-            (str(part[0]), part[1]) if not isinstance(part, str) else (None, part)
-        )
-        chosen = list(folders.values())
-        if (
-            year is None
-            and (m := re.fullmatch(r"(\d{4})_(.+)", name))
-            and not any(_split_file(f, name) for f in chosen)
-        ):
-            year, name = m[1], m[2]
-        if year is not None:
-            chosen = [
-                f
-                for n, f in folders.items()
-                if n.lower() in (year, f"voc{year}")
-                or len(folders) == 1
-                and not re.fullmatch(r"(?i)voc\d{4}", n)
-            ]
-            if not chosen:
-                raise FileNotFoundError(
-                    f"{root} has no VOC{year}; it has {', '.join(folders)}."
-                )
-        if len(chosen) > 1:
-            raise ValueError(
-                f"{root} holds {', '.join(folders)}; say which one, for example"
-                f' split="{next(iter(folders)).removeprefix("VOC")}_{name}".'
-            )
-        path = _split_file(chosen[0], name)
-        if path is None and name != "all":
-            there = sorted(
-                {
-                    p.stem
-                    for d in ("ImageSets/Main", "ImageSets")
-                    for p in (chosen[0] / d).glob("*.txt")
-                }
-            )
+def _folder_of(root, folders, year, name):
+    "The one folder that a part of a split means."
+    chosen = list(folders.values())
+    if year is not None:
+        alone = len(folders) == 1 and not re.fullmatch(r"(?i)voc\d{4}", *folders)
+        named = [
+            f for n, f in folders.items() if n.lower() in (year, f"voc{year}")
+        ]
+        chosen = named or (chosen if alone else [])
+        if not chosen:
             raise FileNotFoundError(
-                f"{chosen[0]} has no split {name!r} in ImageSets/Main; it has"
-                f' {", ".join(there[:40]) or "none"}, and "all" takes every'
+                f"{root} has no VOC{year}; it has {', '.join(folders)}."
+            )
+    if len(chosen) > 1:
+        example = f"{next(iter(folders)).removeprefix('VOC')}_{name}"
+        raise ValueError(
+            f"{root} holds {', '.join(folders)}; say which one, for example"
+            f' split="{example}".'
+        )
+    return chosen[0]
+
+# %% ../nbs/06a_voc.ipynb #5f9e0c47
+def _splits(root, split):
+    "(folder, list) for each part of `split`; without a list: all annotations."
+    folders = _voc_folders(root)
+    for year, name in _parts(split):
+        listed = any(_split_file(folder, name) for folder in folders.values())
+        match = re.fullmatch(r"(\d{4})_(.+)", name)
+        if year is None and match and not listed:
+            year, name = (
+                match.groups()
+            )  # "2007_train", unless a list is called that
+        folder = _folder_of(root, folders, year, name)
+        path = _split_file(folder, name)
+        if path is None and name != "all":
+            sets = folder / "ImageSets"
+            lists = [*_files(sets / "Main", (".txt",)), *_files(sets, (".txt",))]
+            there = sorted({p.stem for p in lists})
+            raise FileNotFoundError(
+                f"{folder} has no split {_short(name)!r} in ImageSets/Main; it"
+                f' has {", ".join(there[:40]) or "none"}, and "all" takes every'
                 " annotation."
             )
-        out.append((chosen[0], name, path))
-    return out
+        yield folder, path
 
 
+def _split_name(split):
+    "A split as text, for the report."
+    parts = ("_".join(filter(None, part)) for part in _parts(split))
+    return split if isinstance(split, str) else "+".join(parts)
+
+# %% ../nbs/06a_voc.ipynb #2d97c3b5
 def _key(name):
+    "A name in composed form."
     return unicodedata.normalize("NFC", name)
 
 
 def _base(name):
-    return PureWindowsPath(name).name  # takes both kinds of slash
+    "A name without its folders, whichever slash they are written with."
+    return PureWindowsPath(name).name
 
 
 class _Pictures:
@@ -274,29 +316,73 @@ class _Pictures:
 
     def __init__(self, folder):
         self.exact, self.stems, self.lower = {}, {}, {}
-        for p in (
-            sorted(folder.iterdir(), key=lambda p: p.name)
-            if folder.is_dir()
-            else ()
-        ):
-            if p.suffix.lower() not in _PICTURES:
-                continue
-            n = _key(p.name)
-            self.exact[n] = p
-            self.stems.setdefault(n[: -len(p.suffix)], p)
-            self.lower.setdefault(n[: -len(p.suffix)].lower(), p)
+        for path in _files(folder, PICTURE_SUFFIXES):
+            name = _key(path.name)
+            stem = name[: -len(path.suffix)]
+            self.exact[name] = path
+            self.stems.setdefault(stem, []).append(path)
+            self.lower.setdefault(stem.lower(), path)
 
     def find(self, name):
-        n = _key(_base(name))
-        stem = n.rpartition(".")[0] if n.lower().endswith(_PICTURES) else n
-        for table, k in (
-            (self.exact, n),
-            (self.stems, n),
-            (self.stems, stem),
-            (self.lower, stem.lower()),
-        ):
-            if k and k in table:
-                return table[k]
+        "The first picture that `name`, with extension or not, can mean; or None."
+        name = _key(_base(name))
+        if name in self.exact:
+            return self.exact[name]
+        with_suffix = name.lower().endswith(tuple(PICTURE_SUFFIXES))
+        stem = name.rpartition(".")[0] if with_suffix else name
+        for key in filter(None, (name, stem)):
+            if key in self.stems:
+                return self.stems[key][0]
+        return self.lower.get(stem.lower()) if stem else None
+
+    def of(self, stem, filename):
+        """The picture of `stem`.xml, which names `filename`, or None; and those
+        that it could be as well.
+        """
+        same = self.stems.get(stem, [])
+        if len(same) < 2:
+            found = self.find(stem) or (self.find(filename) if filename else None)
+            return found, []
+        said = _key(_base(filename)).lower()
+        named = [path for path in same if _key(path.name).lower() == said]
+        return (named or same)[0], [] if named else same
+
+# %% ../nbs/06a_voc.ipynb #c91f4ae8
+class _Folder:
+    "One VOC directory: its annotations by stem, its pictures, its lists."
+
+    def __init__(self, folder, prefix, report):
+        self.folder, self.report = folder, report
+        self.prefix = prefix  # what the report writes before its files
+        self.pictures = _Pictures(folder / "JPEGImages")
+        self.annotations = {}
+        for path in _files(folder / "Annotations", (".xml",)):
+            first = self.annotations.setdefault(_key(path.stem), path)
+            if first is not path:
+                why = f"{first.name} has the same name and was taken"
+                report.add("noted", f"{prefix}Annotations/{path.name}", why)
+
+    def knows(self, name):
+        return _key(_base(name)) in self.annotations or bool(
+            self.pictures.find(name)
+        )
+
+    def stems(self, path):
+        "The stems that the list `path` names; those of all files without a list."
+        if path is None:
+            return sorted({*self.annotations, *self.pictures.stems})
+        names, absent = _read_list(path, self.knows)
+        if absent:
+            why = f"{absent} pictures marked -1 (without the class) were left out"
+            self.report.add("noted", path.name, why)
+        return [self.stem(name) for name in names]
+
+    def stem(self, name):
+        stem = _key(_base(name))
+        suffixes = (*PICTURE_SUFFIXES, ".xml")
+        if stem not in self.annotations and stem.lower().endswith(suffixes):
+            stem = stem.rpartition(".")[0]
+        return stem
 
 
 def _read_list(path, known):
@@ -305,20 +391,104 @@ def _read_list(path, known):
     `known(name)` tells whether a name exists.
     """
     names, absent = [], 0
-    for line in path.read_bytes().decode("utf-8-sig", "replace").splitlines():
-        line = line.strip()
-        if not line:
-            continue
-        m = re.fullmatch(r"(.*\S)\s+(-1|0|1|\+1)", line)
-        if m and not known(line):
-            if m[2] == "-1":
+    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    for line in map(str.strip, re.split(r"[\r\n]+", text)):
+        match = re.fullmatch(r"(.*\S)\s+(-1|0|1|\+1)", line)
+        if match and not known(line):
+            if match[2] == "-1":
                 absent += 1
                 continue
-            line = m[1]
-        names.append(line)
+            line = match[1]
+        if line:
+            names.append(line)
     return names, absent
 
 # %% ../nbs/06a_voc.ipynb #ced3d442
+class _Reader:
+    "Collects the entries of one or several lists."
+
+    def __init__(self, report, one_based):
+        self.report, self.one_based = report, one_based
+        self.entries, self.broken, self.seen, self.zeros = [], [], set(), 0
+
+    def read(self, folder, path):
+        "The pictures of one list."
+        for stem in folder.stems(path):
+            if (folder.folder, stem) in self.seen:
+                self.report.add(
+                    "noted", stem, "listed more than once; taken once"
+                )
+                continue
+            self.seen.add((folder.folder, stem))
+            entry = self.entry(folder, stem)
+            if entry is not None and check_entry(entry, self.report):
+                self.entries.append(entry)
+
+    def entry(self, folder, stem):
+        "The `Entry` of one picture, or None."
+        path = folder.annotations.get(stem)
+        if path is None:
+            has = folder.pictures.find(stem)
+            file = f"{folder.prefix}JPEGImages/{has.name}" if has else stem
+            what = "the picture has no" if has else "there is neither picture nor"
+            self.report.add("refused", file, f"{what} annotation")
+            return None
+        try:
+            annotation = parse_annotation(path, self.one_based)
+        except ValueError as error:
+            if self.report.strict:
+                raise
+            self.broken.append(str(error))
+            return None
+        file = f"{folder.prefix}Annotations/{path.name}"
+        picture = _picture(folder, stem, annotation.filename, file)
+        if picture is None:
+            return None
+        self.zeros += annotation.zeros
+        for reason in annotation.dropped:
+            self.report.add("dropped", file, reason)
+        return Entry(
+            file,
+            picture,
+            annotation.names,
+            annotation.boxes,
+            annotation.size,
+            difficult=annotation.difficult,
+            truncated=annotation.truncated,
+        )
+
+# %% ../nbs/06a_voc.ipynb #b7c6105d
+def _picture(folder, stem, said, file):
+    "The picture of an annotation that says `said`, or None where it is refused."
+    found, others = folder.pictures.of(stem, said)
+    if found is None:
+        other = said and _base(said) != f"{stem}.jpg"
+        also = f", nor {_short(said)!r} as it says" if other else ""
+        folder.report.add(
+            "refused", file, f"there is no picture {stem}.jpg{also}"
+        )
+    elif others:
+        names = " and ".join(path.name for path in others)
+        why = f"there are {names}, and it names neither; {found.name} was taken"
+        folder.report.add("noted", file, why)
+    elif said and _key(said) != _key(found.name):
+        why = f"it gives the file name {_short(said)!r}; the picture is"
+        folder.report.add("noted", file, f"{why} {found.name}")
+    return found
+
+
+def _close(reader):
+    "Say what concerns the whole: broken files, corners counted from 0."
+    if reader.broken:
+        more = len(reader.broken) - 1
+        others = f"; {more} more annotations cannot be read." if more else "."
+        raise ValueError(reader.broken[0].removesuffix(".") + others)
+    if reader.one_based and reader.zeros:
+        why = f"{reader.zeros} corners are 0, where VOC counts from 1: if the"
+        why += " writer counts from 0, read with one_based=False"
+        reader.report.add("noted", reader.report.source, why)
+
+# %% ../nbs/06a_voc.ipynb #96e3d80b
 class VOCDataset(Records):
     """A VOC directory as a sequence of `Record`, with `.class_names` and
     `.report`.
@@ -346,153 +516,16 @@ class VOCDataset(Records):
         # counted from 0
         one_based: bool = True,
     ):
-        shown = (
-            split
-            if isinstance(split, str)
-            else "+".join(
-                "_".join(map(str, p)) if not isinstance(p, str) else p
-                for p in ([split] if str(split[0]).isdigit() else split)
-            )
-        )
-        report = DataReport(f"{Path(root).name or root} {shown}", strict)
-        rows, broken, seen, zeros, empty_list = [], [], set(), 0, True
-        for folder, name, path in _splits(root, split):
-            xmls = {
-                _key(p.stem): p
-                for p in sorted(
-                    (folder / "Annotations").iterdir(), key=lambda p: p.name
-                )
-                if p.suffix.lower() == ".xml"
-            }
-            pictures = _Pictures(folder / "JPEGImages")
-            known = lambda n: (
-                _key(_base(n)) in xmls or pictures.find(n) is not None
-            )
-            if path is None:
-                names, absent = (
-                    sorted(
-                        {*xmls, *(s for s in pictures.stems if s not in xmls)}
-                    ),
-                    0,
-                )
-            else:
-                names, absent = _read_list(path, known)
-            if absent:
-                report.add(
-                    "noted",
-                    path.name,
-                    f"{absent} pictures marked -1 (the class is not in them) were"
-                    " left out",
-                )
-            for n in names:
-                stem = _key(_base(n))
-                if stem not in xmls and stem.lower().endswith(
-                    _PICTURES + (".xml",)
-                ):
-                    stem = stem.rpartition(".")[0]
-                if (folder, stem) in seen:
-                    report.add(
-                        "noted",
-                        stem,
-                        f"listed more than once in {shown}; taken once",
-                    )
-                    continue
-                seen.add((folder, stem))
-                row = None
-                try:
-                    row, z = self._row(
-                        folder,
-                        stem,
-                        xmls,
-                        pictures,
-                        report,
-                        one_based,
-                        "" if folder == Path(root) else f"{folder.name}/",
-                    )
-                except ValueError as e:
-                    if strict:
-                        raise
-                    broken.append(str(e))
-                    continue
-                zeros += z
-                if row:
-                    rows.append(row)
-        if broken:
-            raise ValueError(
-                broken[0][:-1]
-                + (
-                    f"; {len(broken) - 1} more annotations cannot be read."
-                    if len(broken) > 1
-                    else "."
-                )
-            )
-        if one_based and zeros:
-            report.add(
-                "noted",
-                report.source,
-                f"{zeros} corners are 0, where VOC counts from 1: if the writer"
-                " counts from 0, read with one_based=False",
-            )
-        _finish(self, rows, class_names, report)
-
-    @staticmethod
-    def _row(folder, stem, xmls, pictures, report, one_based, prefix):
-        "One picture: (row or None, corners written as 0)."
-        if stem not in xmls:
-            has = pictures.find(stem)
-            report.add(
-                "refused",
-                f"{prefix}JPEGImages/{has.name}" if has else stem,
-                (
-                    "the picture has no annotation"
-                    if has
-                    else "there is neither picture nor annotation"
-                ),
-            )
-            return None, 0
-        file = f"{prefix}Annotations/{xmls[stem].name}"
-        a = parse_annotation(xmls[stem], one_based)
-        by_stem, by_name = (
-            pictures.find(stem),
-            (pictures.find(a.filename) if a.filename else None),
-        )
-        if by_stem is None and by_name is None:
-            report.add(
-                "refused",
-                file,
-                f"there is no picture {stem}.jpg"
-                + (
-                    f", nor {a.filename!r} as it says"
-                    if a.filename and _base(a.filename) != f"{stem}.jpg"
-                    else ""
-                ),
-            )
-            return None, 0
-        picture = by_stem or by_name
-        if a.filename and _key(a.filename) != _key(picture.name):
-            report.add(
-                "noted",
-                file,
-                f"it gives the file name {a.filename!r}; the picture is"
-                f" {picture.name}",
-            )
-        for reason in a.dropped:
-            report.add("dropped", file, reason)
-        checked = _check(report, file, picture, a.boxes, a.size)
-        if checked is None:
-            return None, 0
-        size, boxes, keep = checked
-        names = [n for n, k in zip(a.names, keep) if k]
-        return (
-            file,
-            picture,
-            size,
-            names,
-            boxes[keep],
-            a.difficult[keep],
-            np.zeros(keep.sum(), bool),
-            a.truncated[keep],
-        ), a.zeros
+        root = Path(root)
+        report = DataReport(f"{root.name or root} {_split_name(split)}", strict)
+        reader, folders = _Reader(report, one_based), {}
+        for folder, path in _splits(root, split):
+            if folder not in folders:
+                prefix = "" if folder == root else f"{folder.name}/"
+                folders[folder] = _Folder(folder, prefix, report)
+            reader.read(folders[folder], path)
+        _close(reader)
+        finish(self, reader.entries, class_names, report)
 
 # %% ../nbs/06a_voc.ipynb #4430c52c
 VOC_ARCHIVES = {  # (year, split): (path below the official address, MD5)
@@ -518,19 +551,20 @@ def download_voc(
     split: str = "trainval",
     root: Path = "data",  # the data end up in root/VOCdevkit/VOC<year>
     cache: Path = None,  # where the archive is kept; None: ~/.cache/retinanet_nb
-    keep_tar: bool = True,  # keep the archive after unpacking
+    keep_tar: bool = True,  # keep an archive that was fetched after unpacking it
     mirror: str = VOC_ADDRESS,  # address that the archives lie below
     url: str = None,  # the archive's full address, instead of mirror
     md5: str = None,  # its checksum, when it is not the official archive
     progress: bool = True,  # show a bar
 ) -> Path:  # root/VOCdevkit/VOC<year>
     """Fetch and unpack PASCAL VOC from its official address; what is there
-    already is not fetched again.
+    already is not fetched again, and never replaced.
 
     The archive (450 MB to 2 GB) is downloaded into `cache`, goes on where it
     broke off, and is checked. It is unpacked beside the target and moved into
     place, the lists of pictures last: where a split's list stands, its pictures
     do. Use is subject to the terms of the VOC challenge and of Flickr.
+    `FileExistsError` where another archive or other files are in the way.
     """
     year, name = (
         str(year),
@@ -542,37 +576,73 @@ def download_voc(
             f" {', '.join(f'VOC{y} {s!r}' for y, s in VOC_ARCHIVES)}."
         )
     where, official = VOC_ARCHIVES[year, name]
-    root = Path(root)
+    root, last = Path(root), f"ImageSets/Main/{name}.txt"
     target = root / "VOCdevkit" / f"VOC{year}"
-    if (target / "ImageSets" / "Main" / f"{name}.txt").is_file():
+    if (target / last).is_file():
         return target
-    cache = (
-        Path(cache)
-        if cache
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        / "retinanet_nb"
-    )
+    tar = _cache(cache) / where.rpartition("/")[2]
     url = url or mirror.rstrip("/") + "/" + where
-    tar = cache / where.rpartition("/")[2]
-    # put there by other means, and not what it should be
-    if tar.is_file() and _md5(tar) != (md5 or official):
-        tar.unlink()
-    if not tar.is_file():
-        fetch(url, tar, md5 or official, progress)
+    ours = _fetch_once(url, tar, md5 or official, progress)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as staging:
         unpack(tar, staging)
         source = Path(staging) / "VOCdevkit" / f"VOC{year}"
         if not source.is_dir():
             raise ValueError(f"{tar} holds no VOCdevkit/VOC{year}.")
-        files = sorted(
-            (p for p in source.rglob("*") if p.is_file()),
-            key=lambda p: ("ImageSets" in p.parts, p.name == f"{name}.txt", p),
-        )
-        for p in files:
-            to = target / p.relative_to(source)
-            to.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(p, to)
-    if not keep_tar:
+        _move_in(source, target, last)
+    if ours and not keep_tar:
         tar.unlink()
     return target
+
+# %% ../nbs/06a_voc.ipynb #ad49e6f1
+def _cache(folder):
+    "The folder that archives are kept in."
+    if folder:
+        return Path(folder)
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        / "retinanet_nb"
+    )
+
+
+def _fetch_once(url, tar, md5, progress):
+    "Fetch an archive that is not there yet; whether it was fetched now."
+    if not tar.is_file():
+        fetch(url, tar, md5, progress)
+        return True
+    found = _md5(tar)
+    if found != md5:
+        raise FileExistsError(
+            f"{tar} is there already, with the checksum {found} instead of"
+            f" {md5}; it is kept. Move it away to have the archive fetched, or"
+            " give md5= to use it as it is."
+        )
+    return False
+
+
+def _move_in(source, target, last):
+    """Move the files below `source` to `target`, lists after pictures and `last`
+    at the very end. Nothing moves where a different file is in the way.
+    """
+    names = [p.relative_to(source) for p in source.rglob("*") if p.is_file()]
+    names.sort(key=lambda n: (n.parts[0] == "ImageSets", n.as_posix() == last, n))
+    for name in names:
+        new, there = source / name, target / name
+        if os.path.lexists(there) and not _same_file(new, there):
+            raise FileExistsError(
+                f"{there} is there already and differs from the archive's;"
+                " nothing was moved. Move it away, or choose another root."
+            )
+    for name in names:
+        if not os.path.lexists(target / name):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source / name, target / name)
+
+
+def _same_file(a, b):
+    "Whether two files hold the same bytes."
+    return (
+        b.is_file()
+        and a.stat().st_size == b.stat().st_size
+        and _md5(a) == _md5(b)
+    )

@@ -3,9 +3,9 @@
 import contextlib
 import io
 import json
-import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,7 +101,7 @@ def oracle_iou(a, b):
 
 
 def oracle_ap(detected, truths, label, threshold, method):
-    """VOCevaldet and VOCap as they stand: zero rows for what is left out, no shortcuts."""
+    """VOCevaldet and VOCap as they stand, but for the eleven recalls in whole numbers: zero rows for what is left out, no shortcuts."""
     queue = [
         (-float(s), i, d)
         for i, f in enumerate(detected)
@@ -115,7 +115,7 @@ def oracle_ap(detected, truths, label, threshold, method):
     if number == 0:
         return float("nan")
     taken, tp, fp = set(), 0, 0
-    recall, precision = [], []
+    recall, precision, found_so_far = [], [], []
     for _, i, d in queue:
         best, best_iou = None, -1.0
         for o, (box, l) in enumerate(zip(truths[i].boxes, truths[i].labels)):
@@ -134,12 +134,11 @@ def oracle_ap(detected, truths, label, threshold, method):
         else:
             fp += 1
         recall.append(tp / number)
+        found_so_far.append(tp)
         precision.append(tp / (tp + fp) if tp + fp else 0.0)
     if method == "voc07":
-        return (
-            sum(max([p for r, p in zip(recall, precision) if r >= k * 0.1], default=0.0) for k in range(11))
-            / 11
-        )
+        steps = [[p for h, p in zip(found_so_far, precision) if 10 * h >= k * number] for k in range(11)]
+        return sum(max(step, default=0.0) for step in steps) / 11
     area, last = 0.0, 0.0
     for i, r in enumerate(recall):
         if r > last:
@@ -188,27 +187,64 @@ def test_iou_equals_counted_pixels(corners):
 # ---------------------------------------------------------------- published figures
 
 
-@pytest.mark.skipif("RETINANET_DATA" not in os.environ, reason="RETINANET_DATA is not set")
-def test_published_sample():
-    sample = json.loads((Path(os.environ["RETINANET_DATA"]) / "voc_metric" / "sample.json").read_text())
+@pytest.fixture(scope="module")
+def sample():
+    "The published sample: expected figures, detections, truth."
+    data = json.loads((ROOT / "tests" / "data" / "voc_sample.json").read_text())
     outward = np.array([0, 0, 1, 1])  # inclusive corners become edges
-    names = list(sample["ground_truth"])
-    truths = [truth(np.array(sample["ground_truth"][n]) + outward) for n in names]
-    detected = [
-        found(
-            np.array([d["box"] for d in sample["detections"].get(n, [])]).reshape(-1, 4) + outward,
-            [d["score"] for d in sample["detections"].get(n, [])],
-        )
-        for n in names
-    ]
-    assert sum(len(d.scores) for d in detected) == 24
+    names = list(data["ground_truth"])
+    truths = [truth(np.array(data["ground_truth"][n]) + outward) for n in names]
+    detected = []
+    for n in names:
+        rows = data["detections"].get(n, [])
+        boxes = np.array([d["box"] for d in rows]).reshape(-1, 4) + outward
+        detected.append(found(boxes, [d["score"] for d in rows]))
+    assert sum(len(d.scores) for d in detected) == 24 and "MIT" in data["licence"]
+    return data["expected"], detected, truths
+
+
+def test_published_sample(sample):
+    expected, detected, truths = sample
     checked = 0
     for method, key in (("voc07", "eleven_point"), ("voc", "all_points")):
-        for threshold, expected in sample["expected"][key].items():
+        for threshold, value in expected[key].items():
             report = evaluate_detections(detected, truths, ["object"], float(threshold), coco=False)
-            assert abs(getattr(report, method)[0] - expected) < 1e-6, (method, threshold)
+            curve = report.curves["object"]
+            # by fractions, as the published figures were made
+            assert abs(average_precision(curve.recall, curve.precision, method) - value) < 1e-6
+            if (method, threshold) != ("voc07", "0.1"):
+                assert abs(getattr(report, method)[0] - value) < 1e-6, (method, threshold)
             checked += 1
     assert checked == 8
+
+
+def test_published_sample_in_whole_numbers(sample):
+    "At an IoU of 0.1 nine of fifteen are found: the seventh point is reached, which fractions miss by a hair."
+    expected, detected, truths = sample
+    report = evaluate_detections(detected, truths, ["object"], 0.1, coco=False)
+    curve = report.curves["object"]
+    assert curve.hits.sum() == 9 and curve.num_objects == 15
+    at_the_end = curve.precision[np.flatnonzero(curve.hits)[-1]]
+    assert report.voc07[0] == pytest.approx(expected["eleven_point"]["0.1"] + at_the_end / 11, abs=1e-9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(number=st.integers(1, 60), seed=st.integers(0, 2**32 - 1), decimals=st.sampled_from([4, 17]))
+def test_eleven_points_are_whole_numbers(number, seed, decimals):
+    "Equal to exact fractions, also where recalls were rounded; and to the usual floats but where a recall is exactly 3, 6 or 7 tenths."
+    rng = np.random.default_rng(seed)
+    hits = rng.random(80) < rng.uniform(0.2, 1)
+    hits &= np.cumsum(hits) <= number
+    tp = np.cumsum(hits)
+    precision = tp / np.arange(1, 81)
+    expected = 0
+    for k in range(11):
+        reached = [p for h, p in zip(tp.tolist(), precision) if Fraction(h, number) >= Fraction(k, 10)]
+        expected += max(reached, default=0) / 11
+    value = average_precision((tp / number).round(decimals), precision, "voc07", num_objects=number)
+    assert value == pytest.approx(expected, abs=1e-12)
+    if not np.isin(10 * tp, np.array([3, 6, 7]) * number).any():
+        assert average_precision(tp / number, precision, "voc07") == pytest.approx(value, abs=1e-12)
 
 
 def pycocotools_alone(detected, truths, num_classes, ignore_difficult=True):
@@ -226,7 +262,11 @@ def pycocotools_alone(detected, truths, num_classes, ignore_difficult=True):
     images, annotations, results = [], [], []
     for i, (d, t) in enumerate(zip(detected, truths)):
         images.append({"id": 1000 + 7 * i})
-        for box, label, hard, crowd in zip(t.boxes.astype(float), t.labels, t.difficult, t.crowd):
+        areas = getattr(t, "areas", None)
+        areas = [None] * len(t.boxes) if areas is None else areas
+        for box, label, hard, crowd, area in zip(
+            t.boxes.astype(float), t.labels, t.difficult, t.crowd, areas
+        ):
             x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
             annotations.append(
                 {
@@ -234,7 +274,7 @@ def pycocotools_alone(detected, truths, num_classes, ignore_difficult=True):
                     "image_id": 1000 + 7 * i,
                     "category_id": int(label) + 1,
                     "bbox": [x, y, w, h],
-                    "area": w * h,
+                    "area": w * h if area is None else float(area),
                     "iscrowd": int(crowd),
                     "hard": bool(hard) and not crowd and ignore_difficult,
                 }
@@ -458,7 +498,10 @@ def test_precision_recall_leaves_out():
             dict(detected=[Found(np.zeros((2, 4)), np.zeros(1), np.zeros(2))]),
             "2 boxes, 1 scores and 2 labels",
         ),
-        (dict(truths=[truth(SQUARES, [0, 5])]), "record 0 has an object with a label outside 0…0"),
+        (
+            dict(truths=[truth(SQUARES, [0, 5])]),
+            "picture 0 has an object with label 5, but there are only 1 classes",
+        ),
         (dict(threshold=0.0), "iou_threshold must be above 0"),
     ],
 )
@@ -484,17 +527,18 @@ def test_report_to_json_is_atomic_and_complete(tmp_path, monkeypatch):
     for k, name in enumerate("abc"):
         curve = saved["classes"][name]["curve"]
         for method in ("voc07", "voc"):
-            assert average_precision(curve["recall"], curve["precision"], method) == pytest.approx(
-                getattr(report, method)[k], abs=1e-4
+            value = average_precision(
+                curve["recall"], curve["precision"], method, saved["classes"][name]["objects"]
             )
+            assert value == pytest.approx(getattr(report, method)[k], abs=1e-4)
     before = path.read_bytes()
 
-    def breaks_off(path, text, **_):
-        with path.open("w") as f:
-            f.write(text[:99])
+    def breaks_off(path, data):
+        with path.open("wb") as f:
+            f.write(data[:99])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "write_text", breaks_off)
+    monkeypatch.setattr(Path, "write_bytes", breaks_off)
     with pytest.raises(KeyboardInterrupt):
         report.to_json(path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["r.json"]

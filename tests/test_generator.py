@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from PIL import Image
 
 from retinanet_nb.generator import (
     MIN_VISIBLE,
+    BatchMaker,
+    Order,
+    Shelf,
     flip_horizontally,
     jitter_color,
     make_example,
@@ -284,6 +288,15 @@ m = model()
 fit(m, make(), epochs=2)
 w = fit(m, make(), initial_epoch=2, epochs=4)  # resumed with a fresh generator
 assert np.allclose(w, by_hand, rtol=0, atol=1e-6), ("resumed", w, by_hand)
+m, g = model(), make()  # stopped inside epoch 2, and resumed at that very batch
+fit(m, g, epochs=2)
+m.train_on_batch(*g.batch(0, 2))
+g = make()
+g.set_epoch(2, start=1)
+fit(m, g, initial_epoch=2, epochs=3)
+assert g.epoch == 3 and g.start == 0 and len(g) == g.batches
+w = fit(m, g, initial_epoch=3, epochs=4)
+assert np.allclose(w, by_hand, rtol=0, atol=1e-6), ("resumed inside an epoch", w, by_hand)
 w = fit(model(), make(), epochs=4, validation_data=train_generator(data, hp, 4, training=False))
 assert np.allclose(w, by_hand, rtol=0, atol=1e-6), ("with validation", w, by_hand)
 print(keras.backend.backend(), "equal")
@@ -299,6 +312,118 @@ def test_fit_uses_the_numbers_of_its_epoch(pictures, backend):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{backend} equal" in done.stdout
+
+
+def test_starts_inside_an_epoch(pictures):
+    for workers in (0, 2):
+        g = train_generator(pictures, HP, 3, seed=3, workers=workers)
+        assert (len(g), g.batches, g.start) == (4, 4, 0)
+        g.set_epoch(2, start=1)
+        assert (len(g), g.batches, g.start, g.epoch) == (3, 4, 1, 2)
+        for i in range(3):
+            assert same(g[i], g.batch(1 + i, 2))
+            assert g.indices(i).tolist() == g.indices(1 + i, 2).tolist()
+            assert g.files(i) == [pictures[j].image for j in g.order.batch(2, 1 + i)]
+        assert same(g[-1], g.batch(3, 2)) and len(list(g)) == 3
+        for call in (lambda: g[3], lambda: g.indices(3)):
+            with pytest.raises(IndexError, match="batch 3 of 3"):
+                call()
+        g.on_epoch_begin(), g[2], g.on_epoch_end()  # as Keras does
+        assert (g.epoch, g.start, len(g)) == (3, 0, 4)
+        g.callback().on_epoch_begin(3)
+        assert (g.epoch, g.start) == (3, 0)
+        g.set_epoch(3, start=2)
+        g.callback().on_epoch_begin(3)  # the same epoch: its start is kept
+        assert g.start == 2
+        g.callback().on_epoch_begin(4)
+        assert (g.epoch, g.start) == (4, 0)
+        with pytest.raises(ValueError, match="4 batches.*batch 4"):
+            g.set_epoch(0, start=4)
+        for bad in ((-1, 0), (0, -1), (0.5, 0)):
+            with pytest.raises(ValueError, match="whole number"):
+                g.set_epoch(*bad)
+        g.close()
+
+
+@pytest.mark.parametrize(
+    "pictures_, size, shuffle", [(11, 4, True), (11, 4, False), (3, 8, True), (8, 8, False)]
+)
+def test_order(pictures_, size, shuffle):
+    order = Order(pictures_, size, shuffle, seed=5)
+    batches = [order.batch(3, i).tolist() for i in range(len(order))]
+    flat = sum(batches, [])
+    assert sorted(flat[:pictures_]) == list(range(pictures_)) and len(order) == -(-pictures_ // size)
+    if shuffle:
+        assert {len(b) for b in batches} == {size}
+        assert flat[pictures_:] == [flat[k % pictures_] for k in range(pictures_, len(flat))]
+        assert flat == sum((order.batch(3, i).tolist() for i in range(len(order))), [])
+    else:
+        assert flat == list(range(pictures_))
+    for i in (-1, len(order)):
+        with pytest.raises(IndexError, match=f"batch {i} of"):
+            order.batch(0, i)
+
+
+def test_shelf_makes_ahead_drops_and_starts_again():
+    made, gate = [], threading.Event()
+
+    def make(key):
+        made.append(key)
+        if key == "bad":
+            raise ValueError("bad is bad")
+        if key == "slow":
+            assert gate.wait(20)
+        return key * 2
+
+    shelf = Shelf(make, 1)
+    assert shelf.waiting is None and shelf.take("a", ["slow", "never", "b"]) == "aa"
+    gate_opener = threading.Timer(0.2, gate.set)
+    gate_opener.start()
+    assert shelf.take("slow", ["b"]) == "slowslow"  # made ahead, and once
+    assert shelf.take("b", ["bad"]) == "bb"
+    with pytest.raises(ValueError, match="bad is bad"):
+        shelf.take("bad")
+    shelf.close()
+    assert sorted(made) == ["a", "b", "bad", "slow"]  # "never" was dropped before its turn
+    assert 0 < shelf.waiting <= 1
+    shelf.restart()
+    assert shelf.waiting is None and shelf.take("c") == "cc"
+    shelf.close()
+    plain = Shelf(make, 0)
+    assert plain.take("d", ["e"]) == "dd" and "e" not in made
+
+
+def test_a_batch_is_bounded_before_memory_is(pictures):
+    huge = HP.replace(image_size=(60_000, 60_000))
+    with pytest.raises(ValueError, match=r"60,000×60,000.*10\.8 GB.*lower image_size or batch_size"):
+        train_generator(pictures, huge, 1)
+    with pytest.raises(ValueError, match="lower image_size or batch_size"):
+        train_generator(pictures, HP, 2_000_000)
+    small = train_generator(pictures, HP.replace(image_size=(9_000, 9_000)), 4, workers=8)
+    assert small._ahead == 2  # batches of a gigabyte are not made sixteen at a time
+
+
+def test_whatever_fails_names_the_picture(pictures, monkeypatch):
+    maker = BatchMaker(pictures, HP, True, 0)
+    for error, kind, words in (
+        (MemoryError(), MemoryError, "lower batch_size"),
+        (RuntimeError("the decoder fell over"), ValueError, "the decoder fell over"),
+        (ValueError("04.png is wrong"), ValueError, "04.png is wrong"),
+    ):
+
+        def fails(*_):
+            raise error
+
+        monkeypatch.setattr("retinanet_nb.generator.make_example", fails)
+        with pytest.raises(kind, match=words) as raised:
+            maker.batch([4], 0)
+        assert "04.png" in str(raised.value)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "x", float("nan")])
+def test_seeds_are_whole_numbers(pictures, seed):
+    with pytest.raises(ValueError, match="seed must be a whole number, 0 or more, not"):
+        train_generator(pictures, HP, 4, seed=seed)
 
 
 def test_mistakes_are_named(pictures, tmp_path):

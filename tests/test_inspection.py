@@ -4,12 +4,14 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 import oracles
+from retinanet_nb import inspection
 from retinanet_nb.hyperparameters import AnchorParameters, HyperParameters
 from retinanet_nb.inspection import (
     GOAL,
@@ -200,8 +202,9 @@ def test_coverage_counts_by_hand():
 def test_objects_are_scaled_as_pictures_are(picture):
     boxes = scattered(np.random.default_rng(5), 10, picture)
     _, fit = fit_to_canvas(np.zeros((*picture, 3), np.uint8), (96, 128))
+    data = type("Data", (list,), {"class_names": ("a",)})  # `Records` takes no box beyond its picture
     found = coverage(
-        Records([Record("a.jpg", picture[1], picture[0], boxes, [0] * 10)], ("a",)),
+        data([Record("a.jpg", picture[1], picture[0], boxes, [0] * 10)]),
         HyperParameters(image_size=(96, 128)),
     )
     np.testing.assert_allclose(found.boxes, fit.to_canvas(boxes.astype("float32")), rtol=1e-6, atol=1e-5)
@@ -364,7 +367,12 @@ def test_page(marked, tmp_path):
         and "<script" not in html
     )
     assert str(tmp_path) not in html
-    assert sorted(p.name for p in out.iterdir()) == ["index.html", "pictures", "report.json", "report.txt"]
+    assert sorted(p.name for p in out.glob("[!.]*")) == [
+        "index.html",
+        "pictures",
+        "report.json",
+        "report.txt",
+    ]
     assert (out / "report.txt").read_text(encoding="utf-8") == str(result) + "\n"
     saved = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert saved == json.loads(result.to_json())
@@ -378,7 +386,7 @@ def test_page(marked, tmp_path):
     ][0]["name"] == "tom & co"
     assert result.same == [("b.jpg", "c.jpg")] and len(result.double) == 1 and result.double[0][0] == "a.jpg"
     assert result.unreadable and result.unreadable[0][0] == "missing.jpg"
-    assert html.index("a.jpg: 3 objects, 1 not reached") < html.index("b.jpg: 1 objects")
+    assert html.index("a.jpg: 3 objects, 1 not reached") < html.index("b.jpg: 1 object,")
     for s in result.suggestions:
         assert s.options in html and s.options in str(result)
     # a second page in the same folder leaves no picture of the first behind
@@ -473,3 +481,32 @@ def test_voc2007(retinanet_data):
     assert result.objects.sum() == r.objects and len(result.files) == r.pictures
     for n in c.per_class() + c.per_size():
         assert n["reached"] + n["between"] + n["below"] == n["objects"]
+
+
+@pytest.mark.parametrize("name", ["index.html", "report.txt", "report.json", "pictures/page-001.jpg"])
+def test_a_page_replaces_nothing_of_somebody_elses(marked, tmp_path, name, monkeypatch):
+    "Refused before anything is examined; the file's bytes are the same afterwards."
+    theirs = tmp_path / "site" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"my own")
+    monkeypatch.setattr(inspection, "_examine", lambda *a: pytest.fail("work had begun"))
+    with pytest.raises(ValueError, match=Path(name).name):
+        inspect_dataset(marked, HyperParameters(image_size=(100, 160)), tmp_path / "site")
+    assert theirs.read_bytes() == b"my own"
+
+
+def test_scans_beside_a_page_stay(marked, tmp_path):
+    "Names that only look like a page's are nobody's business."
+    scan = tmp_path / "pictures" / "page-000-scan.jpg"
+    scan.parent.mkdir()
+    scan.write_bytes(b"a scan")
+    for _ in range(2):
+        inspect_dataset(marked, HyperParameters(image_size=(100, 160)), tmp_path)
+    assert scan.read_bytes() == b"a scan" and (tmp_path / "index.html").exists()
+
+
+def test_number_of_pictures(marked, tmp_path):
+    for count in (0, -3):
+        with pytest.raises(ValueError, match="pictures must be at least 1"):
+            inspect_dataset(marked, HyperParameters(), tmp_path / "page", pictures=count)
+    assert not (tmp_path / "page").exists()

@@ -218,6 +218,58 @@ def test_hyperparameters_are_the_documented_ones():
     assert {name: getattr(hp, name) for name in documented} == documented and hp.anchors == AnchorParameters()
 
 
+DAMAGED = {
+    "not JSON": "gamma: 1.5",
+    "a list": "[]",
+    "nothing": "null",
+    "nested": '{"anchors":' * 100_000,
+    "nested lists": "[" * 100_000,
+    "another type": '{"gamma": "fast"}',
+    "not finite": '{"gamma": NaN}',
+    "infinite": '{"epochs": 1e400}',
+    "digits": '{"epochs": ' + "1" * 5000 + "}",
+    "too large": '{"gamma": ' + "1" * 400 + "}",
+    "anchors": '{"anchors": {"size": 3}}',
+    "anchors of a list": '{"anchors": [1]}',
+    "a method's word": '{"self": 1}',
+    "a long name": '{"' + "z" * 100_000 + '": 1}',
+    "a long value": '{"backbone": ["' + "z" * 100_000 + '"]}',
+    "out of range": '{"seed": -1}',
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
+def test_hyperparameters_of_a_damaged_file_name_it(text):
+    with pytest.raises(ValueError) as error:
+        HyperParameters.from_json(text, source="run/config.json")
+    said = str(error.value)
+    assert said.startswith("run/config.json: ") and len(said) < 1000, said
+
+
+def test_hyperparameters_from_what_is_no_text():
+    for wrong in (None, 3, b"\xff"):
+        with pytest.raises(ValueError, match="not valid JSON"):
+            HyperParameters.from_json(wrong)
+    assert HyperParameters.from_json({"gamma": 1.5}) == HyperParameters(gamma=1.5)
+    with pytest.raises(ValueError, match="^run: .*gama"):
+        HyperParameters.from_json({"gama": 1.5}, source="run")
+
+
+def test_the_metric_that_chooses_the_best_epoch():
+    assert HyperParameters().best_metric == "voc07"
+    assert HyperParameters.from_json("{}").best_metric == "voc07"  # files written before
+    for name in ("voc07", "voc", "coco"):
+        assert HyperParameters.from_json(HyperParameters(best_metric=name).to_json()).best_metric == name
+    for wrong in ("map", "VOC07", None, 1, float("nan")):
+        with pytest.raises(ValueError, match="HyperParameters.best_metric"):
+            HyperParameters(best_metric=wrong)
+
+
+def test_a_text_is_told_from_a_number():
+    with pytest.raises(ValueError, match="not '0.5'"):
+        HyperParameters(gamma="0.5")
+
+
 def body(model):
     """The weights that don't depend on the number of classes, by value."""
     return [numpy(w) for w in model.weights if w.shape[-1] not in (2 * 9, 5 * 9)]

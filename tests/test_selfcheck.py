@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import drawn, head_weights, numpy, small
 
+from retinanet_nb import selfcheck
 from retinanet_nb.hyperparameters import AnchorParameters
 from retinanet_nb.pictures import read_image, write_image
 from retinanet_nb.selfcheck import (
@@ -68,7 +69,7 @@ def test_drawn_pictures_are_learnt_by_heart_and_everything_is_written(data, tmp_
     assert [s.name for s in check.stages] == ["data", "anchors", "targets", "filtering", "losses", "learning"]
     again = SelfCheck.from_json(check.to_json())
     assert again == check and again.hyperparameters == H and str(again) == str(check)
-    files = {p.name for p in (tmp_path / "out").iterdir()}
+    files = {p.name for p in (tmp_path / "out").glob("[!.]*")}
     assert files == {
         "selfcheck.json",
         "curve.png",
@@ -372,3 +373,33 @@ def test_losses_a_part_without_a_gradient_and_a_frozen_one(data):
 def test_learning_batch_norm_whose_statistics_stay_behind(data):
     stage = fails(data, "learning", H.replace(batch_norm_momentum=0.9999), steps=40)
     assert "momentum of 0.9999" in stage.finding and "batch_norm_momentum=0.9" in stage.remedy
+
+
+def test_a_check_replaces_nothing_of_somebody_elses(data, tmp_path, monkeypatch):
+    "Refused before any work; the file's bytes are the same afterwards."
+    monkeypatch.setattr(selfcheck, "_run_stages", lambda bench: pytest.fail("work had begun"))
+    first = choose_pictures(data, 8)[0].image.stem
+    for name in ("selfcheck.json", "curve.png", f"1-{first}.jpg"):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_bytes(b"my own")
+        with pytest.raises(ValueError, match=name):
+            self_check(data, H, progress=False, folder=folder)
+        assert (folder / name).read_bytes() == b"my own"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"stages": 3}',
+        '{"stages": [{"nme": 1}]}',
+        '{"stages": [], "pictures": 1}',
+    ],
+)
+def test_a_report_that_is_none(text):
+    with pytest.raises(ValueError, match="no report of a self-check"):
+        SelfCheck.from_json(text)

@@ -7,23 +7,33 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
-from helpers import ROOT, drawn, small
+from helpers import ROOT, drawn, python, small
 
 from retinanet_nb.hyperparameters import HyperParameters
 from retinanet_nb.retinanet import read_model, retinanet_model
 from retinanet_nb.retinanet_box import load_detector, retinanet_box
-from retinanet_nb.files import save_atomically
+from retinanet_nb import training
+from retinanet_nb.files import MANIFEST, claim, save_atomically
+from retinanet_nb.records import Record
 from retinanet_nb.shapes import make_shapes
 from retinanet_nb.training import (
+    RUN_FILES,
     Checkpoint,
     RetinaNetTrainer,
+    Run,
+    State,
+    Stopped,
+    Terminated,
     build_trainer,
     learning_rate_schedule,
     make_optimizer,
+    out_of_memory,
+    plot_history,
     train,
 )
 from retinanet_nb.voc import VOCDataset
@@ -115,7 +125,10 @@ def test_a_run_leaves_everything_in_its_folder(run):
         "last.keras",
         "detector.keras",
         "checkpoints",
+        ".retinanet_nb.json",
+        ".retinanet_nb.lock",
     }
+    assert set(run.files) == set(RUN_FILES)
     config = json.loads((run.folder / "config.json").read_text())
     assert HyperParameters.from_json(json.dumps(config["hyperparameters"])) == FAST
     history = json.loads((run.folder / "history.json").read_text())
@@ -124,7 +137,7 @@ def test_a_run_leaves_everything_in_its_folder(run):
     assert abs(history[0]["loss"] - history[0]["classification"] - history[0]["box"]) < 1e-4
     detector = load_detector(run.detector)
     assert detector.class_names == config["class_names"] and detector.hyperparameters == FAST
-    assert [p.name for p in (run.folder / "checkpoints").iterdir()] == ["epoch-0002"]
+    assert [p.name for p in Checkpoint(run.folder).states()] == ["epoch-0002", "epoch-0001"]
 
 
 def test_another_run_in_the_same_folder_is_refused_and_leaves_it_alone(run, data):
@@ -136,33 +149,60 @@ def test_another_run_in_the_same_folder_is_refused_and_leaves_it_alone(run, data
     assert (run.folder / "history.json").read_bytes() == before
 
 
-class Interrupt(keras.callbacks.Callback):
-    "Ctrl-C in the middle of the second epoch."
+class Send(keras.callbacks.Callback):
+    "A signal to this process after so many steps."
+
+    def __init__(self, number, steps):
+        super().__init__()
+        self.number, self.left = number, steps
 
     def on_train_batch_end(self, batch, logs=None):
-        if (
-            int(
-                self.model.optimizer.iterations.numpy()
-                if hasattr(self.model.optimizer.iterations, "numpy")
-                else self.model.optimizer.iterations
-            )
-            == 5
-        ):
-            raise KeyboardInterrupt
+        self.left -= 1
+        if not self.left:
+            signal.raise_signal(self.number)
 
 
-def test_interrupted_and_resumed_equals_the_whole_run(run, data, tmp_path, capsys):
-    datasets = VOCDataset(data, "train"), FAST, VOCDataset(data, "val")
-    first = train(*datasets, run=tmp_path / "cut", progress=False, callbacks=[Interrupt()])
-    assert len(first.history) == 1 and "resume=True" in capsys.readouterr().err
-    (
-        tmp_path / "cut" / "checkpoints" / ".epoch-0002"
-    ).mkdir()  # what a kill in the middle of writing would leave
-    second = train(*datasets, run=tmp_path / "cut", progress=False, resume=True)
-    assert [e["epoch"] for e in second.history] == [1, 2]
-    whole, cut = read_model(run.folder / "last.keras"), read_model(second.folder / "last.keras")
-    for a, b in zip(whole.weights, cut.weights):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-7, err_msg=a.path)
+@pytest.fixture
+def listening():
+    "Signals are ignored where the tests run in the background."
+    before = {n: signal.signal(n, h) for n, h in HANDLERS.items()}
+    yield
+    for number, handler in HANDLERS.items():
+        assert signal.getsignal(number) is handler, "the usual behaviour was not given back"
+        signal.signal(number, before[number])
+
+
+HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+
+def losses(history):
+    return [{k: v for k, v in e.items() if k not in ("seconds", "waiting")} for e in history]
+
+
+def test_stopped_inside_epochs_and_resumed_equals_the_whole_run(run, data, tmp_path, capsys, listening):
+    "SIGTERM in the first epoch, Ctrl-C in the second: every step is done once, and nothing differs by a bit."
+    datasets, folder = (VOCDataset(data, "train"), FAST, VOCDataset(data, "val")), tmp_path / "cut"
+    with pytest.raises(Terminated) as ended:
+        train(*datasets, run=folder, progress=False, callbacks=[Send(signal.SIGTERM, 2)])
+    first = ended.value.run
+    assert ended.value.code == 143 and isinstance(ended.value, SystemExit)
+    assert first.interrupted and first.step == 2 and first.history == [] and first.detector is None
+    assert set(first.files) == {"config.json"}, "an untrained detector was written"
+    said = capsys.readouterr().err
+    assert "finishing this step" in said and "2 of 3 steps" in said and first.hint in said
+    assert Checkpoint(folder).newest().name == "epoch-0000-step-000002"
+    (folder / "checkpoints" / ".epoch-0001").mkdir()  # what a kill in the middle of writing would leave
+
+    counting = Send(signal.SIGINT, 3)
+    second = train(*datasets, run=folder, progress=False, resume=True, callbacks=[counting], hint=False)
+    assert second.interrupted and len(second.history) == 1 and second.step == 2
+    assert second.detector.exists() and "resume=True" not in capsys.readouterr().err
+    third = train(*datasets, run=folder, progress=False, resume=True)
+    assert not third.interrupted and losses(third.history) == losses(run.history)
+    assert not list(folder.glob("checkpoints/.*"))
+    for name in ("last.keras", "best.keras"):
+        for a, b in zip(read_model(run.folder / name).weights, read_model(folder / name).weights):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=a.path)
 
 
 def test_other_pictures_are_another_run(run, data):
@@ -228,7 +268,7 @@ def test_a_run_cut_in_its_first_epoch_starts_again_from_the_weights_asked_for(ru
 
     h = FAST.replace(weights=str(run.folder / "last.keras"), epochs=1)
     cut = train(VOCDataset(data, "train"), h, run=tmp_path / "cut", progress=False, callbacks=[AtOnce()])
-    assert cut.history == []
+    assert cut.history == [] and cut.interrupted and Checkpoint(tmp_path / "cut").newest() is None
     resumed = train(VOCDataset(data, "train"), h, run=tmp_path / "cut", progress=False, resume=True)
     assert resumed.history[0]["loss"] < run.history[0]["loss"]
 
@@ -307,20 +347,13 @@ def test_atomic_saving_keeps_the_old_file_when_writing_fails(tmp_path):
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
 
-def test_the_newest_complete_checkpoint_counts(tmp_path):
-    checkpoint = Checkpoint(tmp_path)
-    assert checkpoint.newest() is None
-    for name in ("epoch-0002", "epoch-0010", ".epoch-0011"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert checkpoint.newest().name == "epoch-0010"
-
-
 # --- what a run survives -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_run_killed_at_random_moments_ends_as_if_left_alone():
-    "`python tests/survival.py` does it with ten kills."
+    "`python tests/survival.py 50` does it with fifty."
+    pytest.importorskip("h5py")
     done = subprocess.run(
         [sys.executable, "tests/survival.py", "3"],
         cwd=ROOT,
@@ -333,52 +366,39 @@ def test_a_run_killed_at_random_moments_ends_as_if_left_alone():
     assert done.stdout.count("kill ") == 3 and "0 differ" in done.stdout
 
 
-def test_ctrl_c_while_the_books_are_kept_waits_for_their_end(data, tmp_path, capsys):
+def test_ctrl_c_while_a_model_is_written_waits_for_its_end(data, tmp_path, listening):
     "A model file that is being written gets a Ctrl-C in the middle; everything about the epoch is there nevertheless."
 
     class DuringSaving(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
-            if epoch:
-                return
             whole = self.model.model.save
 
             def save(path):
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
                 whole(path)
 
             self.model.model.save = save
 
-        def on_epoch_end(self, epoch, logs=None):
-            pass
-
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # it is ignored where the tests run in the background
-    try:
-        cut = train(
-            VOCDataset(data, "train"), FAST, run=tmp_path / "run", progress=False, callbacks=[DuringSaving()]
-        )
-        assert (
-            signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        )  # the usual behaviour is given back
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert cut.interrupted and [e["epoch"] for e in cut.history] == [1]
-    assert (
-        Checkpoint(tmp_path / "run").newest().name == "epoch-0001"
-        and (tmp_path / "run" / "last.keras").exists()
+    h = FAST.replace(epochs=2)
+    cut = train(
+        VOCDataset(data, "train"), h, run=tmp_path / "run", progress=False, callbacks=[DuringSaving()]
     )
-    assert not train(
-        VOCDataset(data, "train"), FAST, run=tmp_path / "run", progress=False, resume=True
-    ).interrupted
+    assert cut.interrupted and [e["epoch"] for e in cut.history] == [1] and cut.step == 0
+    assert Checkpoint(cut.folder).newest().name == "epoch-0001" and read_model(cut.files["last.keras"])
 
 
-def test_half_files_of_a_killed_process_are_swept_away(data, tmp_path):
-    first = train(VOCDataset(data, "train"), FAST.replace(epochs=1), run=tmp_path / "run", progress=False)
-    (first.folder / ".12345-best.keras").write_bytes(b"half")
-    (first.folder / ".2024-notes").mkdir()  # somebody's own
-    train(VOCDataset(data, "train"), FAST.replace(epochs=1), run=first.folder, progress=False, resume=True)
-    assert [p.name for p in first.folder.glob(".*")] == [".2024-notes"]
+def test_half_files_of_a_killed_process_are_swept_away(run, data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    (folder / ".12345-678-best.keras").write_bytes(b"half")
+    (folder / ".2024-notes").mkdir()  # somebody's own
+    (folder / "checkpoints" / "epoch-0001-good").mkdir()
+    again = train(
+        VOCDataset(data, "train"), FAST, VOCDataset(data, "val"), run=folder, progress=False, resume=True
+    )
+    left = {p.name for p in folder.glob(".*")}
+    assert left == {MANIFEST, ".retinanet_nb.lock", ".2024-notes"} and again.history == run.history
+    assert (folder / "checkpoints" / "epoch-0001-good").is_dir()
 
 
 class Scores:
@@ -388,23 +408,27 @@ class Scores:
         self.left = list(scores)
 
     def __call__(self, *args, **kwargs):
-        from types import SimpleNamespace
+        score = self.left.pop(0)
+        if isinstance(score, Exception):
+            raise score
+        return SimpleNamespace(voc07_map=score)
 
-        return SimpleNamespace(voc07_map=self.left.pop(0))
+
+class CutAtEpoch(keras.callbacks.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise KeyboardInterrupt
 
 
 def test_patience_stops_a_run_and_counts_on_over_a_resume(data, tmp_path, monkeypatch, capsys):
-    from retinanet_nb import training
-
     h, sets = FAST.replace(epochs=9, patience=2), (VOCDataset(data, "train"), VOCDataset(data, "val"))
 
-    class CutAfter(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 2:
-                raise KeyboardInterrupt
-
     monkeypatch.setattr(training, "evaluate", Scores(0.3, 0.5))
-    train(sets[0], h, sets[1], run=tmp_path / "run", progress=False, callbacks=[CutAfter()])
+    train(sets[0], h, sets[1], run=tmp_path / "run", progress=False, callbacks=[CutAtEpoch(2)])
     monkeypatch.setattr(training, "evaluate", Scores(0.4, 0.5, 0.9))  # 0.5 again is no better: two in vain
     run = train(sets[0], h, sets[1], run=tmp_path / "run", progress=False, resume=True)
     assert [e["val_voc07_map"] for e in run.history] == [0.3, 0.5, 0.4, 0.5]
@@ -415,8 +439,58 @@ def test_patience_stops_a_run_and_counts_on_over_a_resume(data, tmp_path, monkey
         train(sets[0], h, run=tmp_path / "other", progress=False)
 
 
-def test_history_says_how_long_the_network_waited(run):
-    assert all(0 < e["waiting"] <= 1 for e in run.history)
+def test_time_and_waiting_of_an_interrupted_epoch_add_up(monkeypatch):
+    monkeypatch.setattr(training.time, "monotonic", lambda: 104.0)
+    books = SimpleNamespace(
+        started=100.0, state=State(seconds=12.0, waiting=0.5), generator=SimpleNamespace(waiting=0.1)
+    )
+    seconds, waiting = training._spent(books)
+    assert seconds == 16 and abs(waiting - (0.5 * 12 + 0.1 * 4) / 16) < 1e-12
+
+
+def test_a_failed_measurement_costs_nothing_and_a_stale_best_is_not_returned(data, tmp_path, monkeypatch):
+    h, folder, pictures = FAST.replace(seed=5), tmp_path / "run", VOCDataset(data, "train")
+    validation, go_on = VOCDataset(data, "val"), {"run": folder, "progress": False, "resume": True}
+    monkeypatch.setattr(training, "evaluate", Scores(OSError("the disk of the pictures is gone")))
+    with pytest.raises(OSError, match="is gone"):
+        train(pictures, h, validation, run=folder, progress=False)
+    assert Checkpoint(folder).newest().name == "epoch-0001" and (folder / "last.keras").exists()
+    assert len(json.loads((folder / "history.json").read_text())) == 1
+
+    monkeypatch.setattr(training, "evaluate", Scores(0.5))
+    cut = train(pictures, h, validation, callbacks=[CutAtEpoch(1)], **go_on)
+    assert cut.interrupted and [e["val_voc07_map"] for e in cut.history] == [0.5]
+    best = [np.asarray(w) for w in read_model(folder / "best.keras").weights]
+
+    monkeypatch.setattr(training, "evaluate", Scores())
+    blind = train(pictures, h, **go_on)
+    assert len(blind.history) == 2 and "val_voc07_map" not in blind.history[1]
+    last = read_model(folder / "last.keras").weights
+    assert any(not np.array_equal(a, np.asarray(b)) for a, b in zip(best, last))
+    for a, b in zip(blind.model.weights, last):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg="a stale best.keras was returned")
+
+    monkeypatch.setattr(training, "evaluate", Scores(0.4))  # the last one, worse than the first
+    seen = train(pictures, h, validation, **go_on)
+    assert [e["val_voc07_map"] for e in seen.history] == [0.5, 0.4]
+    for a, b in zip(best, seen.model.weights):
+        np.testing.assert_array_equal(a, np.asarray(b))
+
+
+def test_a_run_of_an_earlier_version_is_resumed(run, data, tmp_path):
+    "It kept no manifest, and of its state only weights and history."
+    folder = tmp_path / "old"
+    shutil.copytree(run.folder, folder)
+    (folder / MANIFEST).unlink()
+    state = folder / "checkpoints" / "epoch-0002"
+    unmeasured = [run.history[0], {k: v for k, v in run.history[1].items() if k != "val_voc07_map"}]
+    (state / "history.json").write_text(json.dumps(unmeasured))
+    (state / "state.json").unlink(), (state / "state.npz").unlink()
+    shutil.rmtree(folder / "checkpoints" / "epoch-0001")
+    sets = VOCDataset(data, "train"), FAST, VOCDataset(data, "val")
+    again = train(*sets, run=folder, progress=False, resume=True)
+    assert again.history == run.history and not again.interrupted
+    assert json.loads((folder / MANIFEST).read_text())["files"]["detector.keras"]
 
 
 def test_tensorboard_on_request(data, tmp_path):
@@ -445,3 +519,479 @@ def test_one_seed_one_run(run, data, tmp_path):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=a.path)
     other = train(VOCDataset(data, "train"), FAST.replace(seed=1), run=tmp_path / "other", progress=False)
     assert other.history[0]["loss"] != run.history[0]["loss"]
+
+
+# --- states on disk ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy():
+    "A model with an optimizer, a metric and dropout, which a `Checkpoint` can keep in a moment."
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dropout(0.5)])
+    model.compile("adam", "mse", jit_compile=False)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+X, Y = np.ones((8, 4), "float32"), np.zeros((8, 8), "float32")
+
+
+def test_a_state_holds_the_random_state_and_the_means(toy, tmp_path):
+    toy.train_on_batch(X, Y)
+    Checkpoint(tmp_path).save(toy, State(0, 1, seconds=3.5, waiting=0.25))
+    means = [np.asarray(v) for v in toy.metrics_variables]
+    then = [toy.train_on_batch(X, Y) for _ in range(2)]
+    state = Checkpoint(tmp_path).load(toy)
+    assert (state.epoch, state.step, state.seconds, state.waiting) == (0, 1, 3.5, 0.25)
+    for a, b in zip(means, state.means, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for variable, value in zip(toy.metrics_variables, state.means):
+        variable.assign(value)
+    assert [toy.train_on_batch(X, Y) for _ in range(2)] == then  # dropout drops the same again
+
+
+def test_two_states_are_kept_and_other_names_left_alone(toy, tmp_path):
+    checkpoint, folder = Checkpoint(tmp_path), tmp_path / "checkpoints"
+    assert checkpoint.newest() is None and checkpoint.load(toy) is None
+    foreign = [
+        "epoch-0001-good",
+        "epoch-1",
+        "epoch-00001",
+        "epoch-0001-step-12",
+        "epoch-٠٠٠١",
+        "my-epoch-0001",
+    ]
+    for name in foreign:
+        (folder / name).mkdir(parents=True)
+    (folder / ".epoch-0009").mkdir()  # half written by a killed process
+    (folder / ".epoch-0001-good").mkdir()
+    for epoch, step in ((1, 0), (1, 7), (1, 20), (2, 0)):
+        saved = checkpoint.save(toy, State(epoch, step, [{}] * epoch))
+        assert checkpoint.newest() == saved
+    left = {p.name for p in folder.iterdir()} - set(foreign)
+    assert left == {"epoch-0002", "epoch-0001-step-000020", ".epoch-0001-good"}
+    assert all((folder / name).is_dir() for name in foreign)
+
+
+def _truncated(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flipped(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "name, damage",
+    [
+        ("state.weights.h5", _truncated),
+        ("state.weights.h5", _flipped),
+        ("state.weights.h5", lambda p: p.unlink()),
+        ("state.npz", _truncated),
+        ("state.npz", lambda p: p.write_bytes(b"")),
+        ("state.json", lambda p: p.write_bytes(b"")),
+        ("state.json", lambda p: p.write_text("[" * 100_000)),
+        ("state.json", lambda p: p.write_text('{"epoch": "three"}')),
+        ("state.json", lambda p: p.write_text('{"epochs": 3}')),
+        ("state.json", lambda p: p.unlink()),
+    ],
+)
+def test_a_damaged_state_is_told_and_the_older_one_taken(toy, tmp_path, capsys, name, damage):
+    checkpoint = Checkpoint(tmp_path)
+    for epoch in (1, 2):
+        toy.train_on_batch(X, Y)
+        checkpoint.save(toy, State(epoch, history=[{}] * epoch))
+        if epoch == 1:
+            old = [np.asarray(w) for w in toy.weights]
+    damage(checkpoint.newest() / name)
+    assert checkpoint.load(toy).epoch == 1
+    said = capsys.readouterr().err
+    assert "epoch-0002 cannot be read" in said and "going on from epoch-0001" in said and len(said) < 600
+    for a, b in zip(old, toy.weights):
+        np.testing.assert_array_equal(a, np.asarray(b))
+    checkpoint.save(toy, State(1, 5, [{}]))  # the unreadable one does not push out the good one
+    assert [p.name for p in checkpoint.states()] == ["epoch-0001-step-000005", "epoch-0001"]
+    for folder in checkpoint.states():
+        damage(folder / name)
+    with pytest.raises(ValueError, match="epoch-0001 cannot be read.*no state to go on from"):
+        checkpoint.load(toy)
+
+
+def _saved_under_power_cuts(toy, folder):
+    "Three states on a disk that forgets; the power is cut after every operation."
+    from survival import LossyDisk, Reader, lay_out
+
+    (folder / "disk" / "run").mkdir(parents=True)
+    with LossyDisk(folder / "disk") as disk:
+        for epoch in (1, 2, 3):
+            Checkpoint(disk.root / "run").save(toy, State(epoch, history=[{}] * epoch))
+            disk.promised = epoch
+    for n, (image, promised) in enumerate(disk.images):
+        lay_out(image, folder / str(n))
+        state = Checkpoint(folder / str(n) / "run").load(Reader())
+        assert (state.epoch if state else 0) >= (promised or 0), f"cut {n}"
+    return len(disk.images)
+
+
+needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+
+
+@needs_proc
+def test_a_power_cut_at_any_moment_leaves_the_last_state(toy, tmp_path):
+    assert _saved_under_power_cuts(toy, tmp_path) > 20
+
+
+@needs_proc
+@pytest.mark.parametrize("spared", ["file", "folder"])
+def test_without_syncing_the_power_cut_would_be_noticed(toy, tmp_path, monkeypatch, spared):
+    "The test above can fail: a sync less, of files or of folders, and a state is lost."
+    whole = training.sync
+
+    def sync(path):
+        if path.is_dir() != (spared == "folder"):
+            whole(path)
+
+    monkeypatch.setattr(training, "sync", sync)
+    with pytest.raises((AssertionError, ValueError), match="cut|no state"):
+        _saved_under_power_cuts(toy, tmp_path)
+
+
+@needs_proc
+def test_a_power_cut_during_a_run_costs_nothing_that_was_kept(data, tmp_path):
+    from survival import power_cuts
+
+    code = "import sys; from survival import *; print(*power_cuts(Path(sys.argv[1]), sys.argv[2]))"
+    cuts, states = map(int, python(code, tmp_path, data).split()[-2:])
+    assert cuts > 60 and states > 10
+
+
+def test_a_full_disk_names_the_state(toy, tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    Checkpoint(tmp_path).save(toy, State(1, history=[{}]))
+    monkeypatch.setattr(toy, "save_weights", full)
+    with pytest.raises(OSError, match="disk is full.*epoch-0002"):
+        Checkpoint(tmp_path).save(toy, State(2, history=[{}] * 2))
+    assert Checkpoint(tmp_path).load(toy).epoch == 1
+
+
+# --- signals -------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_signal_is_obeyed_at_once(listening, capsys):
+    signals = training._Signals()
+    with pytest.raises(KeyboardInterrupt) as ended, signals:
+        signal.raise_signal(signal.SIGINT)
+        assert "once more stops at once" in capsys.readouterr().err
+        signal.raise_signal(signal.SIGINT)
+    assert not isinstance(ended.value, Stopped) and signals.asked == signal.SIGINT
+
+
+def test_a_signal_while_nothing_can_be_lost_is_obeyed_at_once(listening):
+    signals = training._Signals()
+    signals.at_once = True
+    with pytest.raises(Stopped) as ended, signals:
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.number == signal.SIGTERM
+
+
+def test_handlers_of_others_and_ignored_signals_are_respected(listening):
+    heard = []
+    own = lambda number, frame: heard.append(number)  # noqa: E731
+    signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, own)
+    try:
+        with training._Signals() as signals:
+            signal.raise_signal(signal.SIGINT), signal.raise_signal(signal.SIGTERM)
+        assert signals.asked is None and heard == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        for number, handler in HANDLERS.items():
+            signal.signal(number, handler)
+
+
+# --- refused before the network is built ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unbuilt(monkeypatch):
+    "Building a network fails the test."
+
+    def build(*args, **kwargs):
+        pytest.fail("the network was built")
+
+    monkeypatch.setattr(training, "build_trainer", build)
+
+
+class Listed(list):
+    "Plain records with class names, as somebody's own data set may be."
+
+    class_names = ("a", "b")
+
+
+def _listed(data, split, **changes):
+    import dataclasses
+
+    records = [dataclasses.replace(r, labels=r.labels % 2) for r in VOCDataset(data, split)]
+    records[1] = dataclasses.replace(records[1], **changes)
+    return Listed(records)
+
+
+def _with(data, tmp_path, content):
+    "Validation pictures of which one has another content, or is missing."
+    image = tmp_path / "odd.jpg"
+    if content is not None:
+        image.write_bytes(content)
+    return _listed(data, "val", image=image)
+
+
+BAD = {
+    "validate_every=0": (lambda d, t: {"validate_every": 0}, ValueError, "validate_every .* at least 1, not 0"),
+    "validate_every=-1": (lambda d, t: {"validate_every": -1}, ValueError, "validate_every"),
+    "validate_every=1.5": (lambda d, t: {"validate_every": 1.5}, ValueError, "validate_every"),
+    "minutes=-1": (lambda d, t: {"checkpoint_minutes": -1}, ValueError, "checkpoint_minutes"),
+    "minutes=nan": (lambda d, t: {"checkpoint_minutes": math.nan}, ValueError, "checkpoint_minutes"),
+    "minutes='x'": (lambda d, t: {"checkpoint_minutes": "x"}, ValueError, "checkpoint_minutes"),
+    "workers=-1": (lambda d, t: {"workers": -1}, ValueError, "workers"),
+    "a list": (lambda d, t: {"dataset": [1]}, TypeError, "for training is a list; a sequence of Record"),
+    "validation a list": (lambda d, t: {"validation": [1]}, TypeError, "for validation is a list"),
+    "empty validation": (lambda d, t: {"validation": Listed()}, ValueError, "validation holds no picture"),
+    "no records": (lambda d, t: {"dataset": Listed([1])}, ValueError, "a Record was expected"),
+    "label beyond": (
+        lambda d, t: {"dataset": _listed(d, "train", boxes=[[1, 1, 9, 9]], labels=[2], difficult=None,
+                                         crowd=None, truncated=None)},
+        ValueError,
+        r"train_\d+.jpg: .*label.* 2",
+    ),
+    "label below": (
+        lambda d, t: {"validation": _listed(d, "val", boxes=[[1, 1, 9, 9]], labels=[-1], difficult=None,
+                                            crowd=None, truncated=None)},
+        ValueError,
+        r"val_\d+.jpg: .*label.* -1",
+    ),
+    "validation missing": (lambda d, t: {"validation": _with(d, t, None)}, FileNotFoundError, "odd.jpg"),
+    "validation no picture": (lambda d, t: {"validation": _with(d, t, b"text")}, ValueError, "odd.jpg"),
+    "validation cut": (
+        lambda d, t: {"validation": _with(d, t, b"\xff\xd8\xff\xe0\x00\x10JFIF")}, ValueError, "odd.jpg"
+    ),
+    "validation of another size": (
+        lambda d, t: {"validation": _listed(d, "val", width=200)}, ValueError, "says 200×96"
+    ),
+    "training missing": (
+        lambda d, t: {"dataset": _listed(d, "train", image=t / "none.jpg")}, FileNotFoundError, "none.jpg"
+    ),
+    "a class of validation alone": (lambda d, t: {"validation": VOCDataset(d, "val")}, ValueError, "lacks: "),
+    "resume nothing": (lambda d, t: {"run": None, "resume": True}, ValueError, "needs run"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_refused_before_anything_is_built_or_written(data, tmp_path, unbuilt, case):
+    change, kind, text = BAD[case]
+    given = {"dataset": _listed(data, "train"), "validation": _listed(data, "val"), "run": tmp_path / "run"}
+    with pytest.raises(kind, match=text):
+        train(**{"hyperparameters": FAST, "progress": False, **given, **change(data, tmp_path)})
+    assert not (tmp_path / "run").exists()
+
+
+def test_tf_data_is_no_data_set(tmp_path, unbuilt):
+    tf = pytest.importorskip("tensorflow")
+    with pytest.raises(TypeError, match="a sequence of Record"):
+        train(tf.data.Dataset.range(3), FAST, run=tmp_path / "run")
+
+
+def test_flags_of_another_length_are_no_record(tmp_path):
+    with pytest.raises(ValueError, match="a.jpg"):
+        Record(tmp_path / "a.jpg", 9, 9, [[0, 0, 5, 5]], [0], difficult=[False, True])
+
+
+# --- one owner -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*RUN_FILES, "checkpoints", "checkpoints/epoch-0001/state.weights.h5"])
+def test_files_of_others_are_refused_and_left_alone(data, tmp_path, unbuilt, name):
+    own = tmp_path / "run" / name
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b'{"mine": 1}')
+    with pytest.raises(ValueError, match="somebody else|states of a run|is a file"):
+        train(_listed(data, "train"), FAST, run=tmp_path / "run")
+    assert own.read_bytes() == b'{"mine": 1}'
+    with pytest.raises(ValueError, match="config.json|no run to resume"):
+        train(_listed(data, "train"), FAST, run=tmp_path / "run", resume=True)
+    assert own.read_bytes() == b'{"mine": 1}'
+
+
+def test_a_result_that_its_owner_replaced_is_not_overwritten(run, data, tmp_path, unbuilt):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    (folder / "detector.keras").write_bytes(b"my own")
+    with pytest.raises(ValueError, match="detector.keras would be replaced"):
+        train(VOCDataset(data, "train"), FAST, run=folder, resume=True)
+    assert (folder / "detector.keras").read_bytes() == b"my own"
+
+
+def test_a_second_process_gets_a_sentence(run, data, unbuilt):
+    with claim(run.folder), pytest.raises(BlockingIOError, match="another process"):
+        train(VOCDataset(data, "train"), FAST, run=run.folder, resume=True)
+
+
+def test_two_runs_of_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    class Noon:
+        @staticmethod
+        def now():
+            import datetime
+
+            return datetime.datetime(2024, 1, 1, 12)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "datetime", Noon)
+    first, second = training._folder(None, False), training._folder(None, False)
+    assert first != second and first.is_dir() and second.is_dir()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_names": "abc"},
+        {"class_names": [1, 2]},
+        {"pictures": "12"},
+        {"pictures": None},
+        {"files": 3},
+        {"hyperparameters": []},
+        {"hyperparameters": {"epochs": "many"}},
+        {"hyperparameters": {"image_size": [96, 1e400]}},
+        {"hyperparameters": {"nonsense": 1}},
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "[]",
+        "",
+        b"\xff\xfe\x00",
+    ],
+    ids=lambda change: str(change)[:40],
+)
+def test_a_config_of_other_types_is_refused_by_name(run, data, tmp_path, unbuilt, change):
+    config = json.loads((run.folder / "config.json").read_text())
+    text = json.dumps({**config, **change}) if isinstance(change, dict) else change
+    (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match="config.json") as error:
+        train(VOCDataset(data, "train"), FAST, run=tmp_path, resume=True)
+    assert len(str(error.value)) < 1000
+
+
+# --- sums, measures, memory ----------------------------------------------------------------------------------------
+
+
+def _trainer(rate, regularizer=None):
+    keras.utils.set_random_seed(0)
+    model = retinanet_model(2, small(image_size=(64, 64), feature_size=16))
+    kernel = next(layer for layer in model._flatten_layers() if hasattr(layer, "kernel"))
+    kernel.kernel.regularizer = regularizer
+    trainer = RetinaNetTrainer(model)
+    trainer.compile(keras.optimizers.SGD(rate), jit_compile=False)
+    return trainer, kernel.kernel
+
+
+def test_a_regularizer_counts_in_loss_and_gradient():
+    images, boxes, labels = drawn(2, size=(64, 64))
+    truth, rate, strength = {"boxes": boxes, "labels": labels}, 1e-3, 0.5
+    (plain, free), (held, pulled) = _trainer(rate), _trainer(rate, keras.regularizers.L2(strength))
+    before = np.asarray(free)
+    np.testing.assert_array_equal(before, np.asarray(pulled))
+    loss = [float(t.train_on_batch(images, truth, return_dict=True)["loss"]) for t in (plain, held)]
+    assert abs(loss[1] - loss[0] - strength * (before**2).sum()) < 1e-3
+    pull = (np.asarray(free) - np.asarray(pulled)) / rate  # the gradient of strength · w² is 2 · strength · w
+    np.testing.assert_allclose(pull, 2 * strength * before, atol=2e-3)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="only TensorFlow shares a batch like this"
+)
+def test_the_loss_is_shared_among_devices(monkeypatch):
+    import tensorflow as tf
+
+    images, boxes, labels = drawn(1, size=(64, 64))
+    truth = {"boxes": boxes, "labels": labels}
+    trainer, _ = _trainer(0.1, keras.regularizers.L2(0.5))
+    outputs = trainer(images)
+    alone = float(trainer.compute_loss(images, truth, outputs))
+    strategy = SimpleNamespace(num_replicas_in_sync=4)
+    monkeypatch.setattr(tf.distribute, "get_strategy", lambda: strategy)
+    assert abs(float(trainer.compute_loss(images, truth, outputs)) - alone / 4) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "metric, key", [("voc07", "val_voc07_map"), ("voc", "val_voc_map"), ("coco", "val_coco_ap")]
+)
+def test_the_metric_that_decides_is_the_one_asked_for(monkeypatch, metric, key):
+    asked = []
+
+    def evaluate(detector, dataset, progress, coco):
+        asked.append(coco)
+        return SimpleNamespace(voc07_map=0.1, voc_map=0.2, coco={"AP": 0.3})
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    got = training._measured(None, None, metric)
+    assert got == {"voc07": 0.1, "voc": 0.2, "coco": 0.3}[metric] and asked == [metric == "coco"]
+    h = FAST.replace(best_metric=metric, patience=1)
+    assert training._measure(h) == key
+    history = [{"epoch": n, "loss": 1, key: score} for n, score in ((1, 0.4), (2, 0.3))]
+    assert training._exhausted(history, h) and not training._exhausted(history[:1], h)
+    others = [{"epoch": n, "loss": 1, "val_other": 0.1} for n in (1, 2, 3)]
+    assert not training._exhausted(others, h)
+    assert len(plot_history(history).axes) == 2 and len(plot_history(others).axes) == 1
+
+
+def test_a_measurement_without_a_value_is_null(tmp_path):
+    history = [
+        {"epoch": 1, "loss": 1.0, "val_voc07_map": None},
+        {"epoch": 2, "loss": 1.0, "val_voc07_map": 0.0},
+    ]
+    assert training._scores(history, "val_voc07_map") == [-1.0, 0.0]
+    assert len(plot_history(history).axes) == 2
+    with claim(tmp_path) as mine:
+        publisher = training._Publisher(mine, training._Signals(), None)
+        publisher.detector = object()
+        books = {"epoch": 1, "loss": math.nan}
+        state = State(1, history=[training.finite(books)])
+        mine.write_json("history.json", state.history)
+    assert "NaN" not in (tmp_path / "history.json").read_text()
+
+
+def _named(name, base, text):
+    return type(name, (base,), {})(text)
+
+
+@pytest.mark.parametrize(
+    "error, yes",
+    [
+        (MemoryError(), True),
+        (_named("ResourceExhaustedError", Exception, "OOM when allocating tensor"), True),
+        (
+            _named("XlaRuntimeError", RuntimeError, "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
+            True,
+        ),
+        (_named("OutOfMemoryError", RuntimeError, "CUDA out of memory"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (RuntimeError("shapes differ"), False),
+        (ValueError("out of memory of things"), False),
+    ],
+)
+def test_out_of_memory_is_a_sentence_with_a_way_out(data, tmp_path, monkeypatch, error, yes):
+    def build(*args, **kwargs):
+        raise error
+
+    assert out_of_memory(error) is yes
+    monkeypatch.setattr(training, "build_trainer", build)
+    with pytest.raises(MemoryError if yes else type(error)) as told:
+        train(_listed(data, "train"), FAST, run=tmp_path / "run", progress=False)
+    assert not yes or ("lower batch_size (--batch_size)" in str(told.value) and "96×96" in str(told.value))
+
+
+def test_a_run_lists_only_files_that_exist(tmp_path):
+    (tmp_path / "config.json").touch()
+    run = Run(None, [], tmp_path, None, True)
+    assert set(run.files) == {"config.json"} and str(tmp_path) in run.hint and "epochs=0" in repr(run)

@@ -1,0 +1,294 @@
+"""Files and folders: whole or not at all, on disk before they have their name, and nothing of somebody else's."""
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from retinanet_nb import files
+from retinanet_nb.files import (
+    LOCK,
+    MANIFEST,
+    claim,
+    finite,
+    fresh_folder,
+    locked,
+    read_json,
+    save_atomically,
+    sync,
+    write_json,
+)
+
+
+def visible(folder):
+    "Names in a folder, without the package's own books."
+    return sorted(p.name for p in folder.glob("[!.]*"))
+
+
+# --- one file --------------------------------------------------------------------------------------------------------
+
+
+def test_bytes_are_on_disk_before_the_name_is(tmp_path, monkeypatch):
+    "A rename that outlives its bytes in a power cut leaves an empty file, so their order is what counts."
+    events = []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def fsync(number):
+        events.append(("sync", os.path.basename(os.readlink(f"/proc/self/fd/{number}"))))
+        real_sync(number)
+
+    def replace(a, b):
+        events.append(("rename", os.path.basename(b)))
+        real_replace(a, b)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    save_atomically(tmp_path / "a.txt", lambda p: p.write_text("x"))
+    kinds = [kind for kind, _ in events]
+    assert kinds == ["sync", "rename", "sync"], events
+    assert events[0][1].endswith("a.txt") and events[2][1] == tmp_path.name
+
+
+def test_sync_takes_files_and_folders(tmp_path):
+    (tmp_path / "a").write_text("x")
+    assert sync(tmp_path / "a") is None and sync(tmp_path) is None
+    with pytest.raises(FileNotFoundError):
+        sync(tmp_path / "nowhere")
+
+
+def test_a_link_keeps_being_one(tmp_path):
+    real, link = tmp_path / "disk" / "big.txt", tmp_path / "link.txt"
+    real.parent.mkdir()
+    real.write_text("old")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    save_atomically(link, lambda p: p.write_text("new"))
+    assert link.is_symlink() and real.read_text() == "new" and real.stat().st_mode & 0o777 == 0o640
+    assert visible(real.parent) == ["big.txt"] and not list(real.parent.glob(".*"))
+
+
+@pytest.mark.parametrize("number, words", [(errno.ENOSPC, "disk is full"), (errno.EROFS, "another folder")])
+def test_what_the_disk_says_is_told_with_the_file(tmp_path, number, words):
+    target = tmp_path / "model.keras"
+    target.write_text("before")
+
+    def write(path):
+        path.write_text("half")
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(OSError, match=words) as error:
+        save_atomically(target, write)
+    assert "model.keras" in str(error.value) and error.value.errno == number
+    assert target.read_text() == "before" and visible(tmp_path) == ["model.keras"]
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        save_atomically(tmp_path, lambda p: p.write_text("x"))
+
+
+def test_numbers_that_json_does_not_know(tmp_path):
+    import numpy as np
+
+    value = {
+        "a": float("nan"),
+        1: [float("-inf"), np.float32(0.5), np.arange(2)],
+        "p": tmp_path,
+        "t": (True, None),
+    }
+    assert finite(value) == {"a": None, "1": [None, 0.5, [0, 1]], "p": str(tmp_path), "t": [True, None]}
+    text = write_json(tmp_path / "a.json", value).read_text()
+    json.loads(text, parse_constant=lambda word: pytest.fail(word))
+    with pytest.raises(TypeError, match="object"):
+        finite({"x": object()})
+
+
+def test_names_that_are_no_utf8_survive(tmp_path):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    write_json(tmp_path / "a.json", {"image": name})
+    assert b"caf\xe9.jpg" in (tmp_path / "a.json").read_bytes()
+    assert read_json(tmp_path / "a.json") == {"image": name}
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b"\xff\xfe\x00", "not JSON"),
+        (b"[1, 2]", "an object"),
+        (b'"' + b"x" * 1_000_000 + b'"', "an object"),
+        (b"1" * 5000, "not JSON"),
+    ],
+    ids=["empty", "cut", "deep", "bytes", "list", "megabyte", "digits"],
+)
+def test_json_from_outside(tmp_path, data, words):
+    path = tmp_path / "config.json"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=words) as error:
+        read_json(path)
+    assert "config.json" in str(error.value) and len(str(error.value)) < 400
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def test_claim_refuses_what_is_not_ours_and_touches_nothing(tmp_path):
+    (tmp_path / "report.json").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="report.json"), claim(tmp_path, ["curves.png", "report.json"]):
+        pytest.fail("the work had begun")
+    assert (tmp_path / "report.json").read_bytes() == b"mine" and visible(tmp_path) == ["report.json"]
+
+
+def test_claim_knows_its_own_again_and_what_was_changed(tmp_path):
+    for text in ("one", "two"):
+        with claim(tmp_path, ["a.txt"]) as ours:
+            ours.write("a.txt", lambda p: p.write_text(text))
+    assert (tmp_path / "a.txt").read_text() == "two"
+    (tmp_path / "a.txt").write_text("edited")
+    with pytest.raises(ValueError, match="changed it since"), claim(tmp_path, ["a.txt"]):
+        pass
+    assert (tmp_path / "a.txt").read_text() == "edited"
+
+
+def test_a_copied_folder_is_still_ours(tmp_path):
+    import shutil
+
+    with claim(tmp_path / "a", ["x.json"]) as ours:
+        ours.write_json("x.json", {})
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with claim(tmp_path / "b", ["x.json"]) as ours:
+        ours.write_json("x.json", {"again": 1})
+    assert read_json(tmp_path / "b" / "x.json") == {"again": 1}
+
+
+def test_patterns_go_when_they_are_not_written_again_and_only_ours(tmp_path):
+    pattern = [r"pictures/page-\d+\.jpg"]
+    with claim(tmp_path, (), pattern) as ours:
+        for k in (1, 2):
+            ours.write(f"pictures/page-{k}.jpg", lambda p: p.write_bytes(b"x"))
+    (tmp_path / "pictures" / "page-scan.jpg").write_bytes(b"scan")
+    with claim(tmp_path, (), pattern) as ours:
+        ours.write("pictures/page-1.jpg", lambda p: p.write_bytes(b"y"))
+    assert visible(tmp_path / "pictures") == ["page-1.jpg", "page-scan.jpg"]
+    (tmp_path / "pictures" / "page-7.jpg").write_bytes(b"theirs")
+    with pytest.raises(ValueError, match="page-7.jpg"), claim(tmp_path, (), pattern):
+        pass
+
+
+def test_after_a_failure_the_earlier_result_stays(tmp_path):
+    pattern = [r"page-\d+\.txt"]
+    with claim(tmp_path, ["a.txt"], pattern) as ours:
+        ours.write("a.txt", lambda p: p.write_text("old"))
+        ours.write("page-1.txt", lambda p: p.write_text("old"))
+    with pytest.raises(RuntimeError), claim(tmp_path, ["a.txt"], pattern):
+        raise RuntimeError("before anything was written")
+    assert visible(tmp_path) == ["a.txt", "page-1.txt"]
+    with claim(tmp_path, ["a.txt"]) as ours:  # and it is still known as ours
+        ours.write("a.txt", lambda p: p.write_text("new"))
+
+
+def test_a_dangling_link_is_somebody_elses(tmp_path):
+    (tmp_path / "a.txt").symlink_to(tmp_path / "away" / "a.txt")
+    with pytest.raises(ValueError, match="a.txt"), claim(tmp_path, ["a.txt"]):
+        pass
+
+
+def test_adopting_takes_only_the_names_that_are_said(tmp_path):
+    for name in ("config.json", "notes.txt"):
+        (tmp_path / name).write_text("before there were manifests")
+    with claim(tmp_path, ["config.json"], adopt=True) as ours:
+        ours.write_json("config.json", {})
+        with pytest.raises(ValueError, match="notes.txt"):
+            ours.write("notes.txt", lambda p: p.write_text("x"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"files": 3}', '{"files": {"a": 1}}', "{" * 100_000])
+def test_a_manifest_that_is_none(tmp_path, text):
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(ValueError, match=MANIFEST.lstrip(".")), claim(tmp_path, ["a"]):
+        pass
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(NotADirectoryError, match="out"), claim(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").read_text() == "a file"
+
+
+HOLD = """
+import sys, time
+from retinanet_nb.files import claim
+with claim(sys.argv[1], ["a.txt"]) as ours:
+    ours.write("a.txt", lambda p: p.write_text("theirs"))
+    (ours.folder / ".1-1-a.txt").write_text("half a file")
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_one_owner_and_a_dead_one_does_not_count(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError, match="another process"), locked(tmp_path):
+            pass
+    finally:
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    assert (tmp_path / LOCK).exists()
+    # it was killed: what it wrote is known as the package's, and its half file goes
+    with claim(tmp_path, ["a.txt"]) as ours:
+        assert not list(tmp_path.glob(".1-1-*"))
+        ours.write("a.txt", lambda p: p.write_text("ours"))
+    assert (tmp_path / "a.txt").read_text() == "ours"
+
+
+def _make(folder, start, made):
+    start.wait()
+    made.put(fresh_folder(folder).name)
+
+
+def test_two_that_begin_at_once_get_two_folders(tmp_path):
+    context = multiprocessing.get_context("fork")
+    start, made = context.Event(), context.Queue()
+    others = [context.Process(target=_make, args=(tmp_path / "run", start, made)) for _ in range(4)]
+    for process in others:
+        process.start()
+    time.sleep(0.1)
+    start.set()
+    names = sorted(made.get(timeout=30) for _ in others)
+    for process in others:
+        process.join()
+    assert names == ["run", "run-2", "run-3", "run-4"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_folder_that_may_not_be_written(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OSError, match=tmp_path.name), claim(tmp_path, ["a"]):
+        pass
+
+
+def test_writing_is_noted_before_it_is_done(tmp_path, monkeypatch):
+    "Killed between the note and the file, nothing is lost; between the file and a note, it would be a stranger's."
+    seen = []
+
+    def spy(path, write):
+        seen.append((path.name, dict(read_json(tmp_path / MANIFEST)["files"])))
+        return save_atomically(path, write)
+
+    with claim(tmp_path, ["a.txt"]) as ours:
+        monkeypatch.setattr(files, "save_atomically", spy)
+        ours.write("a.txt", lambda p: p.write_text("x"))
+        monkeypatch.undo()
+    written = [noted for name, noted in seen if name == "a.txt"]
+    assert written == [{"a.txt": None}]
