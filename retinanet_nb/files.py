@@ -257,6 +257,8 @@ class Claim:
             path = self.folder / name
             if path.is_file():
                 self.files[name] = _checksum(path)
+            else:  # noted and never written: whoever writes it now owns it
+                self.files.pop(name, None)
         self.save()
 
     def save(self):

@@ -108,9 +108,11 @@ def predict_with_pictures(
     batch_size: int = 8,  # pictures a step
     score_threshold: float | None = None,  # leave out lower scores
     workers: int = 2,  # threads that read
+    keep: int = 1 << 22,  # larger pictures, in pixels, are not kept
 ) -> Iterator:
     """As `predict`, with the picture: yields `(path, image, Found)`, or `(path,
-    None, error)` for a file that can't be read.
+    None, error)` for a file that can't be read. `image` is `None` where it has
+    more than `keep` pixels: dozens may be under way at once.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -118,7 +120,8 @@ def predict_with_pictures(
 
     def read(path):
         image = read_image(path)
-        return image, *fit_to_canvas(image, size)
+        small = image.shape[0] * image.shape[1] <= keep
+        return image if small else None, *fit_to_canvas(image, size)
 
     group, full = [], 0
     ahead = batch_size + 2 * workers
@@ -148,7 +151,7 @@ def predict(
     with the number of files.
     """
     stream = predict_with_pictures(
-        detector, paths, batch_size, score_threshold, workers
+        detector, paths, batch_size, score_threshold, workers, keep=0
     )
     for path, _, found in stream:
         yield path, found
@@ -171,6 +174,8 @@ def predict_dataset(
     from tqdm import tqdm
 
     paths = (record.image for record in records)
+    if len(records):  # no more of one batch than there is to put into it
+        batch_size = min(batch_size, len(records))
     stream = predict(detector, paths, batch_size, score_threshold, workers)
     bar = tqdm(
         stream,

@@ -1,7 +1,11 @@
 """The console commands end to end, and bad input: one sentence, exit status 1, no traceback."""
 
 import csv
+import errno
+import inspect
 import json
+import math
+import os
 import re
 import shutil
 import signal
@@ -323,3 +327,555 @@ def test_find_pictures_takes_files_as_they_come_and_folders_sorted(tmp_path):
         "b.jpg",
         "inner/c.jpeg",
     ]
+
+
+CARRIED = Path(cli.__file__).parent / "assets" / "shapes.keras"
+
+
+def never(*args, **kwargs):
+    raise AssertionError("the work began")
+
+
+def snapshot(folder):
+    "The bytes of all files below a folder but the project's own notes."
+    return {
+        p.relative_to(folder): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and not p.name.startswith(".retinanet_nb")
+    }
+
+
+def foreign(folder, name):
+    "Puts a file of somebody else's there; returns it."
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"mine")
+    return path
+
+
+PAGE = ["index.html", "pictures/page-001.jpg", "pictures/page-012.png"]
+
+
+@pytest.mark.parametrize("name", ["report.json", "curves.png", "confusion.png", *PAGE])
+def test_evaluate_refuses_a_foreign_file_before_the_work(capsys, monkeypatch, data, tmp_path, name):
+    from retinanet_nb import retinanet_box
+
+    monkeypatch.setattr(retinanet_box, "load_detector", never)
+    foreign(tmp_path / "site", name)
+    before = snapshot(tmp_path)
+    error = fails(capsys, cli.retinanet_evaluate, str(CARRIED), str(data), "test", out=str(tmp_path / "site"))
+    assert Path(name).name in error and snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["cat.jpg", "detections.json", "detections.jsonl"])
+@pytest.mark.parametrize("link", [False, True])
+def test_detect_refuses_a_foreign_file_before_the_work(capsys, monkeypatch, data, tmp_path, name, link):
+    from retinanet_nb import retinanet_box
+
+    monkeypatch.setattr(retinanet_box, "load_detector", never)
+    if link:
+        (tmp_path / "album").mkdir()
+        (tmp_path / "album" / name).symlink_to(foreign(tmp_path / "elsewhere", "kept"))
+    else:
+        foreign(tmp_path / "album", name)
+    shutil.copy(next((data / "JPEGImages").iterdir()), tmp_path / "cat.png")
+    before = snapshot(tmp_path)
+    error = fails(
+        capsys, cli.retinanet_detect, str(CARRIED), [str(tmp_path / "cat.png")], out=str(tmp_path / "album")
+    )
+    assert name in error and snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", [f"gallery/{name}" for name in PAGE] + ["shapes/notes.txt"])
+def test_demo_refuses_a_foreign_file_before_the_work(capsys, monkeypatch, tmp_path, name):
+    from retinanet_nb import demo
+
+    monkeypatch.setattr(demo, "train", never)
+    foreign(tmp_path / "demo", name)
+    before = snapshot(tmp_path)
+    fails(capsys, cli.retinanet_demo, out=str(tmp_path / "demo"), pictures=4, epochs=1)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["detector.keras", "folder.keras", "model.h5", "file/detector.keras"])
+def test_demo_refuses_a_bad_detector_before_the_work(capsys, monkeypatch, tmp_path, name):
+    from retinanet_nb import demo
+
+    monkeypatch.setattr(demo, "run_demo", never)
+    foreign(tmp_path, "detector.keras")
+    foreign(tmp_path, "file")
+    (tmp_path / "folder.keras").mkdir()
+    before = snapshot(tmp_path)
+    error = fails(capsys, cli.retinanet_demo, out=str(tmp_path / "demo"), detector=str(tmp_path / name))
+    assert "--detector" in error and name in error and snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["report.txt", "report.json", "index.html", "pictures/page-001.jpg"])
+def test_inspect_refuses_a_foreign_file_before_the_work(capsys, monkeypatch, data, tmp_path, name):
+    from retinanet_nb import inspection
+
+    monkeypatch.setattr(inspection, "suggestions", never)
+    foreign(tmp_path / "page", name)
+    before = snapshot(tmp_path)
+    fails(capsys, cli.retinanet_inspect, str(data), "train", out=str(tmp_path / "page"))
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["selfcheck.json", "curve.png"])
+def test_selfcheck_refuses_a_foreign_file_before_the_work(capsys, monkeypatch, data, tmp_path, name):
+    from retinanet_nb import selfcheck
+
+    monkeypatch.setattr(selfcheck, "Bench", never)
+    foreign(tmp_path / "check", name)
+    before = snapshot(tmp_path)
+    fails(capsys, cli.retinanet_selfcheck, str(data), "train", preset="tiny", out=str(tmp_path / "check"))
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "history.json", "curves.png", "last.keras", "detector.keras"]
+)
+def test_train_refuses_a_foreign_file_before_the_work(capsys, monkeypatch, data, tmp_path, name):
+    from retinanet_nb import training
+
+    monkeypatch.setattr(training, "build_trainer", never)
+    foreign(tmp_path / "run", name)
+    before = snapshot(tmp_path)
+    fails(capsys, cli.retinanet_train, str(data), split="train", preset="tiny", run=str(tmp_path / "run"))
+    assert snapshot(tmp_path) == before
+
+
+COMMANDS = {
+    cli.retinanet_train: ("data",),
+    cli.retinanet_inspect: ("data",),
+    cli.retinanet_selfcheck: ("data",),
+    cli.retinanet_evaluate: ("model", "data"),
+    cli.retinanet_detect: ("model", "images"),
+    cli.retinanet_demo: (),
+}
+WRONG = {
+    "batch_size": (-1, 0),
+    "score_threshold": (math.nan, 2, -0.1),
+    "iou_threshold": (math.nan, 0, 1.5),
+    "seed": (-1, 2**32),
+    "pictures": (-3, 0),
+    "steps": (-1, 0),
+    "epochs": (-1, 0),
+    "validate_every": (-1, 0),
+    "patience": (-1, 0),
+    "learning_rate": (0, -1, math.nan, math.inf),
+    "checkpoint_minutes": (0, -1, math.nan),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_options_out_of_range_are_named_before_any_work(capsys, monkeypatch, tmp_path, name):
+    "No data, model or picture is even looked for, and every command that has the option is asked."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "open_dataset", never)
+    monkeypatch.setattr(cli, "find_pictures", never)
+    asked = 0
+    for function, positions in COMMANDS.items():
+        if name in inspect.signature(function).parameters:
+            for value in WRONG[name]:
+                error = fails(capsys, function, **dict.fromkeys(positions, "absent"), **{name: value})
+                assert f"--{name}" in error and str(value) in error
+                asked += 1
+    assert asked and not list(tmp_path.iterdir())
+
+
+def test_every_number_among_the_options_has_a_range():
+    for function in COMMANDS:
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.annotation in (int, float):
+                assert name in cli.RANGES and name in WRONG, (function.__name__, name)
+
+
+@pytest.mark.parametrize("function", COMMANDS, ids=lambda f: f.__name__)
+def test_a_folder_to_write_into_that_is_a_file(capsys, tmp_path, function):
+    path = foreign(tmp_path, "notes")
+    for name in ("out", "run"):
+        if name in inspect.signature(function).parameters:
+            error = fails(
+                capsys, function, **dict.fromkeys(COMMANDS[function], "absent"), **{name: str(path)}
+            )
+            assert f"--{name}" in error and "is a file" in error and path.read_bytes() == b"mine"
+
+
+def coco_file(path, data, split):
+    "The COCO file of a split of a VOC folder."
+    from retinanet_nb.voc import VOCDataset
+
+    dataset, images, objects = VOCDataset(data, split), [], []
+    for i, r in enumerate(dataset):
+        images.append({"id": i, "file_name": Path(r.image).name, "width": r.width, "height": r.height})
+        for box, label in zip(r.boxes.tolist(), r.labels.tolist()):
+            x1, y1, x2, y2 = box
+            objects.append(
+                {"id": len(objects) + 1, "image_id": i, "category_id": label + 1, "iscrowd": 0}
+                | {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+            )
+    names = [{"id": i + 1, "name": n} for i, n in enumerate(dataset.class_names)]
+    path.write_text(json.dumps({"images": images, "annotations": objects, "categories": names}))
+    return path
+
+
+TINY = dict(
+    preset="tiny", epochs=1, image_size="96x96", set="feature_size=16,subnet_depth=1,precision=float32"
+)
+
+
+def test_train_on_the_layout_of_coco(capsys, data, tmp_path):
+    "train2017/ and val2017/ hold the pictures, two JSON files the objects; the run remembers all four."
+    lists = {}
+    for split in ("train", "val"):
+        (tmp_path / f"{split}2017").mkdir()
+        for line in (data / "ImageSets" / "Main" / f"{split}.txt").read_text().split():
+            shutil.copy(data / "JPEGImages" / f"{line}.jpg", tmp_path / f"{split}2017")
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        lists[split] = coco_file(tmp_path / "annotations" / f"instances_{split}2017.json", data, split)
+    cli.retinanet_train(
+        str(lists["train"]),
+        images=str(tmp_path / "train2017"),
+        val_data=str(lists["val"]),
+        val_images=str(tmp_path / "val2017"),
+        run=str(tmp_path / "run"),
+        **TINY,
+    )
+    assert "8 pictures" in capsys.readouterr().out
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["pictures"], config["validation_pictures"]) == (8, 2)
+    assert config["data"]["val_images"] == str(tmp_path / "val2017")
+    (entry,) = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert entry["val_voc07_map"] is None or 0 <= entry["val_voc07_map"] <= 1
+    assert "val_images" in fails(
+        capsys, cli.retinanet_train, str(lists["train"]), val_images=str(tmp_path / "val2017")
+    )
+
+
+def test_train_on_a_table(capsys, data, tmp_path):
+    from retinanet_nb.voc import VOCDataset
+
+    tables = {}
+    for split in ("train", "val"):
+        tables[split] = tmp_path / f"{split}.csv"
+        dataset = VOCDataset(data, split)
+        with tables[split].open("w", newline="") as file:
+            for record in dataset:
+                for box, label in zip(record.boxes.tolist(), record.labels.tolist()):
+                    csv.writer(file).writerow([record.image, *box, dataset.class_names[label]])
+    (tmp_path / "elsewhere").mkdir()
+    cli.retinanet_train(str(tables["train"]), val_data=str(tables["val"]), run=str(tmp_path / "run"), **TINY)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert 1 <= config["pictures"] <= 8 and config["validation_pictures"] >= 1
+    assert (tmp_path / "run" / "detector.keras").is_file()
+    absent = tmp_path / "absent.csv"
+    assert str(absent) in fails(capsys, cli.retinanet_train, str(tables["train"]), val_data=str(absent))
+
+
+def test_values_of_set_as_people_type_them(monkeypatch, data, capsys):
+    from retinanet_nb import training
+
+    asked = {}
+
+    def stop(dataset, hyperparameters, *args, **kwargs):
+        asked.update(h=hyperparameters, **kwargs)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(training, "train", stop)
+    text = "clip_norm=None,flip=.5,force_match=False,scale_jitter=[.8,1.2],optimizer=sgd,alpha=null"
+    assert "enough" in fails(capsys, cli.retinanet_train, str(data), split="train", set=text)
+    h = asked["h"]
+    assert (h.clip_norm, h.flip, h.force_match, h.optimizer, h.alpha) == (None, 0.5, False, "sgd", None)
+    assert tuple(h.scale_jitter) == (0.8, 1.2)
+    assert cli._assignments('a=True,b=-.5,c={"x": [1, 2]}') == {"a": True, "b": -0.5, "c": {"x": [1, 2]}}
+    assert "flip twice" in fails(capsys, cli.retinanet_train, str(data), set="flip=0,flip=1")
+    assert "epochs" in fails(capsys, cli.retinanet_train, str(data), set="epochs=3", epochs=4)
+    assert "clip_norm" in fails(capsys, cli.retinanet_train, str(data), set="clip_norm=" + "[" * 100_000)
+
+
+def test_options_reach_the_training(monkeypatch, data, capsys):
+    from retinanet_nb import training
+
+    asked = {}
+
+    def stop(dataset, hyperparameters, validation=None, *, checkpoint_minutes, **kwargs):
+        asked.update(h=hyperparameters, minutes=checkpoint_minutes, validation=validation, **kwargs)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(training, "train", stop)
+    said = dict(split="train", val_split="val", best_metric="coco", checkpoint_minutes=2.5, validate_every=3)
+    assert "enough" in fails(capsys, cli.retinanet_train, str(data), **said)
+    assert (asked["h"].best_metric, asked["minutes"], asked["validate_every"]) == ("coco", 2.5, 3)
+    assert len(asked["validation"]) == 2 and asked["about"]["data"]["checkpoint_minutes"] == 2.5
+    assert "best_metric" in fails(capsys, cli.retinanet_train, str(data), best_metric="recall")
+
+
+@pytest.mark.parametrize("name", [f.__name__ for f in COMMANDS])
+def test_version_of_every_command(name):
+    from retinanet_nb import __version__
+
+    done = command(name, "--version")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, f"retinanet_nb {__version__}", "")
+
+
+def test_the_package_is_a_command(data, tmp_path):
+    def module(*words):
+        line = [sys.executable, "-m", "retinanet_nb", *map(str, words)]
+        return subprocess.run(line, capture_output=True, text=True, timeout=300)
+
+    listed = module()
+    assert listed.returncode == 0
+    for function in COMMANDS:
+        assert re.search(rf"^  {function.__name__.removeprefix('retinanet_')}\b", listed.stdout, re.M)
+    assert module("--version").stdout.startswith("retinanet_nb ")
+    assert module("nonsense").returncode == 2
+    done = module("train", tmp_path / "nowhere")
+    assert done.returncode == 1 and "nowhere" in done.stderr and "Traceback" not in done.stderr
+    done = module("inspect", data, "--split", "train", "--out", tmp_path / "page", "--pictures", 1)
+    assert done.returncode == 0 and (tmp_path / "page" / "index.html").is_file(), done.stderr
+
+
+DAMAGED = {
+    "nested": "[" * 100_000,
+    "a list": "[]",
+    "class names": {"class_names": [1, 2]},
+    "no class names": {"class_names": None},
+    "hyperparameters": {"hyperparameters": {"epochs": "many"}},
+    "hyperparameters of another kind": {"hyperparameters": [1]},
+    "unknown hyperparameter": {"hyperparameters": {"epoch": 1}},
+    "data": {"data": [1]},
+    "path": {"data": {"path": 5}},
+    "strict": {"data": {"strict": "no"}},
+    "validate_every": {"data": {"validate_every": 0}},
+    "validate_every of another kind": {"data": {"validate_every": True}},
+    "checkpoint_minutes": {"data": {"checkpoint_minutes": -1}},
+    "images": {"data": {"images": {"a": "b" * 10_000}}},
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_config_is_named(capsys, data, tmp_path, kind):
+    from retinanet_nb.hyperparameters import preset
+
+    damage = DAMAGED[kind]
+    config = {
+        "hyperparameters": json.loads(preset("tiny").to_json()),
+        "class_names": ["ball"],
+        "data": {"path": str(data), "split": "train"},
+    }
+    text = damage if isinstance(damage, str) else json.dumps(config | damage)
+    (tmp_path / "config.json").write_text(text)
+    error = fails(capsys, cli.retinanet_train, resume=str(tmp_path))
+    assert str(tmp_path / "config.json") in error and len(error) < 500 + len(str(tmp_path))
+
+
+class Stub:
+    "A detector that finds one ball in every picture, until it breaks."
+
+    class_names = ("ball",)
+
+    class hyperparameters:
+        image_size = (96, 96)
+
+    def __init__(self, steps=10**9):
+        self.steps = steps
+
+    def predict_on_batch(self, images):
+        self.steps -= 1
+        if self.steps < 0:
+            raise FloatingPointError("the network broke")
+        n = len(images)
+        boxes = np.tile(np.float32([[8, 8, 40, 40]]), (n, 1, 1))
+        return boxes, np.full((n, 1), 0.9, np.float32), np.zeros((n, 1), np.int32)
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    from retinanet_nb import retinanet_box
+
+    def use(steps=10**9):
+        monkeypatch.setattr(retinanet_box, "load_detector", lambda path: Stub(steps))
+
+    use()
+    return use
+
+
+def scans(folder, count):
+    from retinanet_nb.pictures import write_image
+
+    return [
+        str(write_image(folder / f"{i:03}.png", np.full((48, 96, 3), 5 * i % 256, np.uint8)))
+        for i in range(count)
+    ]
+
+
+def test_what_was_found_before_a_failure_is_kept(capsys, stub, tmp_path):
+    pictures, out = scans(tmp_path / "scans", 23), tmp_path / "out"
+    stub(steps=5)
+    model = foreign(tmp_path, "x.keras")
+    assert "broke" in failing_line(
+        capsys, cli.retinanet_detect, str(model), pictures, out=str(out), batch_size=4
+    )
+    rows = json.loads((out / "detections.json").read_text())
+    assert [row["image"] for row in rows] == pictures[: len(rows)] and 16 <= len(rows) <= 20
+    assert all(Path(row["annotated"]).is_file() for row in rows)
+    assert not (out / "detections.jsonl").exists()
+    # a failure before the first picture leaves the earlier result
+    stub(steps=0)
+    failing_line(capsys, cli.retinanet_detect, str(model), pictures, out=str(out), batch_size=4)
+    assert json.loads((out / "detections.json").read_text()) == rows
+    # and the same line once more goes through: all that lies there is ours
+    stub()
+    cli.retinanet_detect(str(model), pictures, out=str(out), batch_size=4)
+    rows = json.loads((out / "detections.json").read_text())
+    assert [row["image"] for row in rows] == pictures
+    assert {tuple(row) for row in rows} == {("image", "annotated", "height", "width", "detections")}
+    assert rows[0]["detections"] == [
+        {"box": [8.0, 8.0, 40.0, 40.0], "score": 0.9, "label": 0, "name": "ball"}
+    ]
+
+
+def failing_line(capsys, function, *args, **kwargs):
+    "The last line on standard error of a command that ends with status 1, after whatever bars it drew."
+    with pytest.raises(SystemExit) as e:
+        function(*args, **kwargs)
+    assert e.value.code == 1
+    error = capsys.readouterr().err
+    line = error.splitlines()[-1]
+    assert "Traceback" not in error and line.startswith(f"{function.__name__}: "), error
+    return line
+
+
+def test_names_that_somebody_took_after_a_failure_are_theirs(capsys, stub, tmp_path):
+    pictures, out, model = scans(tmp_path / "scans", 12), tmp_path / "out", foreign(tmp_path, "x.keras")
+    stub(steps=1)
+    failing_line(capsys, cli.retinanet_detect, str(model), pictures, out=str(out), batch_size=4)
+    path = foreign(out, "011.jpg")  # noted as to be written, and never written
+    stub()
+    assert "011.jpg" in fails(capsys, cli.retinanet_detect, str(model), pictures, out=str(out), batch_size=4)
+    assert path.read_bytes() == b"mine"
+
+
+def test_broken_and_too_large_pictures_are_left_out_and_told(capsys, monkeypatch, stub, tmp_path):
+    import struct
+    import zlib
+
+    pictures, model = scans(tmp_path / "scans", 9), foreign(tmp_path, "x.keras")
+    pictures.insert(4, str(foreign(tmp_path / "scans", "broken.png")))
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    chunk = lambda name, body: (
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    )
+    huge = tmp_path / "scans" / "huge.png"
+    huge.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+    pictures.append(str(huge))
+    line = failing_line(
+        capsys, cli.retinanet_detect, str(model), pictures, out=str(tmp_path / "out"), batch_size=3
+    )
+    assert "2 of 11" in line and "broken.png" in line and "huge.png" in line and "million" in line
+    rows = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [row["image"] for row in rows] == [p for p in pictures if "broken" not in p and "huge" not in p]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode elsewhere")
+def test_names_that_are_not_utf8(capsys, stub, tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    (source,), model = scans(tmp_path / "scans", 1), foreign(tmp_path, "x.keras")
+    odd = tmp_path / "scans" / f"{name}.png"
+    os.rename(source, odd)
+    for again in range(2):
+        cli.retinanet_detect(str(model), [str(tmp_path / "scans")], out=str(tmp_path / "out"))
+    text = (tmp_path / "out" / "detections.json").read_bytes().decode("utf-8")  # strictly
+    (row,) = json.loads(text)
+    assert row["image"] == str(odd) and Path(row["annotated"]) == tmp_path / "out" / f"{name}.jpg"
+    assert Path(row["annotated"]).is_file()
+    (tmp_path / "scans" / f"{name}2.png").write_bytes(b"broken")
+    assert "could not be read" in failing_line(
+        capsys, cli.retinanet_detect, str(model), [str(tmp_path / "scans")], out=str(tmp_path / "out")
+    )
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(capsys, monkeypatch, stub, tmp_path):
+    scans(tmp_path / "scans", 2), scans(tmp_path / "scans" / "inner", 2)
+    true = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("inner"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return true(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    error = fails(capsys, cli.retinanet_detect, "x.keras", [str(tmp_path / "scans")])
+    assert "inner" in error and "cannot be read" in error
+
+
+@cli._command
+def retinanet_sham(what: str, batch_size: int = 1):
+    "A command that fails as it is told."
+    from tqdm import tqdm
+
+    bar = tqdm(total=3)
+    bar.update()
+    if what == "full":
+        from retinanet_nb.files import save_atomically
+
+        def write(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        save_atomically("precious.json", write)
+    if what == "engine":
+        raise type("ResourceExhaustedError", (Exception,), {})("OOM when allocating tensor\n" * 100)
+    if what == "torch":
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")
+    if what == "memory":
+        raise MemoryError
+    if what == "csv":
+        raise csv.Error("field larger than field limit (131072)")
+    if what == "fault":
+        raise TypeError("a fault of the program")
+    os.kill(os.getpid(), getattr(signal, what))
+    time.sleep(5)
+
+
+def test_errors_stand_on_a_line_of_their_own(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for what in ("engine", "torch", "memory"):
+        assert "lower --batch_size" in failing_line(capsys, retinanet_sham, what)
+    assert "131072" in failing_line(capsys, retinanet_sham, "csv")
+    full = failing_line(capsys, retinanet_sham, "full")
+    assert "precious.json" in full and "disk is full" in full
+    with pytest.raises(TypeError):
+        retinanet_sham("fault")
+
+
+@pytest.mark.parametrize("name, status", [("SIGINT", 130), ("SIGTERM", 143)])
+def test_signals_end_with_their_status(capsys, name, status):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as e:
+            retinanet_sham(name)
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+    assert e.value.code == status and signal.getsignal(signal.SIGTERM) == before[1]
+
+
+def test_after_ctrl_c_the_command_to_type_is_told(capsys, monkeypatch, data, tmp_path):
+    from types import SimpleNamespace
+
+    from retinanet_nb import training
+
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    monkeypatch.setattr(
+        training, "train", lambda *args, **kwargs: SimpleNamespace(folder=folder, interrupted=True)
+    )
+    with pytest.raises(SystemExit) as e:
+        cli.retinanet_train(str(data), split="train")
+    assert e.value.code == 130
+    assert f"retinanet_train --resume '{folder}'" in capsys.readouterr().err
