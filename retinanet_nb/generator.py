@@ -151,7 +151,7 @@ def _whole(
         )
     return number
 
-
+# %% ../nbs/06c_generator.ipynb #bb3d4efd
 class Order:
     "Which pictures make batch `i` of an epoch: a function of (seed, epoch, i)."
 
@@ -209,7 +209,8 @@ def _check_size(
         )
     return size
 
-
+# %% ../nbs/06c_generator.ipynb #4b986a53
+#| code-fold: true
 class BatchMaker:
     """Reads, fits, augments and stacks pictures: a batch is a function of the
     pictures asked for and (seed, epoch).
@@ -272,7 +273,7 @@ class BatchMaker:
             boxes[k, : len(b)], labels[k, : len(l)] = b, l
         return images, {"boxes": boxes, "labels": labels}
 
-
+# %% ../nbs/06c_generator.ipynb #bdd4df8c
 def _named(error, path):
     "`error`, with the picture's name in its text."
     if str(path) in str(error):
@@ -284,6 +285,8 @@ def _named(error, path):
     return named
 
 # %% ../nbs/06c_generator.ipynb #e6f42abe
+#| code-fold: true
+#| code-summary: "Shelf: made in threads, ahead of time"
 class Shelf:
     """Makes things in threads before they are asked for, each under its key.
 
@@ -350,6 +353,8 @@ class Shelf:
             pool.shutdown(wait=True)
 
 # %% ../nbs/06c_generator.ipynb #72e5984f
+#| code-fold: true
+#| code-summary: "Epochs: which one, from which batch on"
 class Epochs:
     "Which epoch a generator is in, from which batch on, and how Keras moves it."
 
@@ -432,6 +437,8 @@ class _FollowEpoch(keras.callbacks.Callback):
             self.generator.set_epoch(epoch)
 
 # %% ../nbs/06c_generator.ipynb #2be4c5ff
+#| code-fold: true
+#| code-summary: "TrainGenerator: the parts put together"
 class TrainGenerator(Epochs, keras.utils.PyDataset):
     """Batches of a data set for `fit`; made by `train_generator`, which explains
     it.
@@ -496,8 +503,10 @@ class TrainGenerator(Epochs, keras.utils.PyDataset):
         self,
         i: int,  # item, or with an epoch: batch of that whole epoch
         epoch: int = None,  # None: the current one
-    ) -> np.ndarray:  # (batch_size,) positions in the data set; fewer in the last batch when not training
-        "Which records make up item `i`."
+    ) -> np.ndarray:  # positions in the data set
+        """Which records make up item `i`: batch_size of them, fewer only in the last
+        batch when not training.
+        """
         if epoch is not None:
             return self.order.batch(epoch, i)
         if not 0 <= i < len(self):
