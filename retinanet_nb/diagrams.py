@@ -15,6 +15,8 @@ import numpy as np
 from .pictures import ACCENT, INK
 
 # %% ../nbs/90c_diagrams.ipynb #247f592f
+#| code-fold: true
+#| code-summary: "Diagram"
 class Diagram:
     """A drawing of boxes, arrows and words, in pixels, that a notebook shows as SVG.
 

@@ -86,7 +86,7 @@ def _begins(reply, have):
         raise http.client.HTTPException("the server goes on at another place")
     return have
 
-
+# %% ../nbs/90d_download.ipynb #4af60cad
 def _receive(
     url: str,  # address of the file
     part: Path,  # what has arrived; it grows
@@ -156,6 +156,8 @@ def _download(
     raise OSError(f"{url} could not be downloaded: {why}{kept}")
 
 # %% ../nbs/90d_download.ipynb #714f1dda
+#| code-fold: true
+#| code-summary: "fetch"
 def fetch(
     url: str,  # address of the file, http or https
     path: Path,  # where it goes
@@ -204,6 +206,8 @@ def fetch(
     return path
 
 # %% ../nbs/90d_download.ipynb #068521a8
+#| code-fold: true
+#| code-summary: "The three helpers"
 def _is_there(path, checksum):
     "Whether a file is there and right; `FileExistsError` where it is another one."
     if not os.path.lexists(path):
@@ -277,7 +281,7 @@ def _unsafe(
         return "is neither a file nor a folder"
     return None
 
-
+# %% ../nbs/90d_download.ipynb #4579053a
 def unpack(
     tar: Path,  # an archive
     folder: Path,  # where its contents go

@@ -151,7 +151,7 @@ def _whole(
         )
     return number
 
-
+# %% ../nbs/06c_generator.ipynb #bb3d4efd
 class Order:
     "Which pictures make batch `i` of an epoch: a function of (seed, epoch, i)."
 
@@ -209,7 +209,8 @@ def _check_size(
         )
     return size
 
-
+# %% ../nbs/06c_generator.ipynb #4b986a53
+#| code-fold: true
 class BatchMaker:
     """Reads, fits, augments and stacks pictures: a batch is a function of the
     pictures asked for and (seed, epoch).
@@ -272,7 +273,7 @@ class BatchMaker:
             boxes[k, : len(b)], labels[k, : len(l)] = b, l
         return images, {"boxes": boxes, "labels": labels}
 
-
+# %% ../nbs/06c_generator.ipynb #bdd4df8c
 def _named(error, path):
     "`error`, with the picture's name in its text."
     if str(path) in str(error):
@@ -284,6 +285,8 @@ def _named(error, path):
     return named
 
 # %% ../nbs/06c_generator.ipynb #e6f42abe
+#| code-fold: true
+#| code-summary: "Shelf: made in threads, ahead of time"
 class Shelf:
     """Makes things in threads before they are asked for, each under its key.
 
@@ -350,6 +353,8 @@ class Shelf:
             pool.shutdown(wait=True)
 
 # %% ../nbs/06c_generator.ipynb #72e5984f
+#| code-fold: true
+#| code-summary: "Epochs: which one, from which batch on"
 class Epochs:
     "Which epoch a generator is in, from which batch on, and how Keras moves it."
 
@@ -432,6 +437,8 @@ class _FollowEpoch(keras.callbacks.Callback):
             self.generator.set_epoch(epoch)
 
 # %% ../nbs/06c_generator.ipynb #2be4c5ff
+#| code-fold: true
+#| code-summary: "TrainGenerator: the parts put together"
 class TrainGenerator(Epochs, keras.utils.PyDataset):
     """Batches of a data set for `fit`; made by `train_generator`, which explains
     it.
@@ -498,6 +505,104 @@ class TrainGenerator(Epochs, keras.utils.PyDataset):
         epoch: int = None,  # None: the current one
     ) -> np.ndarray:  # (B,) positions in the data set; perhaps fewer at the end
         "Which records make up item `i`."
+        if epoch is not None:
+            return self.order.batch(epoch, i)
+        if not 0 <= i < len(self):
+            raise IndexError(f"batch {i} of {len(self)}")
+        return self.order.batch(self._epoch, self._first + i)
+
+    def files(self, i: int, epoch: int = None) -> list:
+        "The picture files of item `i`."
+        return [self.dataset[j].image for j in self.indices(i, epoch)]
+
+    @property
+    def waiting(self) -> float:
+        """Share of the time since the epoch began in which a batch was asked for
+        and not ready, 0…1; before the first batch, that of the epoch before.
+        TensorFlow asks ahead of the step, so there it is an upper bound of
+        what training lost.
+        """
+        now = self.shelf.waiting
+        return self._share if now is None else now
+
+    def close(self):
+        """Stop the threads.
+
+        They start again by themselves when a batch is asked for.
+        """
+        self.shelf.close()
+
+# %% ../nbs/06c_generator.ipynb #2be4c5ff
+#| code-fold: true
+#| code-summary: "TrainGenerator: the parts put together"
+class TrainGenerator(Epochs, keras.utils.PyDataset):
+    """Batches of a data set for `fit`; made by `train_generator`, which explains
+    it.
+    """
+
+    def __init__(
+        self,
+        dataset,  # a sequence of Record
+        hyperparameters,  # HyperParameters
+        batch_size: int,  # B
+        training: bool = True,  # shuffle and augment
+        seed: int = 0,  # of order and augmentation
+        workers: int = 2,  # threads; 0: none
+    ):
+        # Keras's own enqueuer stays out (workers=1): with the JAX engine it hands
+        # out the batches of an epoch in the wrong order
+        keras.utils.PyDataset.__init__(self, workers=1)
+        Epochs.__init__(self, Order(len(dataset), batch_size, training, seed))
+        self.dataset, self.hyperparameters = dataset, hyperparameters
+        self.training, self.seed = training, self.order.seed
+        self.batch_size = self.order.batch_size
+        size = _check_size(hyperparameters.image_size, self.batch_size)
+        self.maker = BatchMaker(dataset, hyperparameters, training, self.seed)
+        self.max_objects = self.maker.max_objects
+        self.shelf = Shelf(self._make, workers)
+        self.threads = self.shelf.threads
+        # batches made ahead: two for each thread, as far as memory goes
+        self._ahead = min(2 * self.threads, max(1, MAX_BATCH_BYTES // size))
+        # the last exception from a thread: TensorFlow wraps it in one of its own
+        self.error = None
+
+    def batch(
+        self,
+        i: int,  # batch of the whole epoch, from 0
+        epoch: int,  # from 0
+    ) -> tuple:  # images, targets
+        "Batch `i` of `epoch`: a pure function of (seed, epoch, i)."
+        return self.maker.batch(self.order.batch(epoch, i), epoch)
+
+    def _make(self, key):
+        "What the shelf makes for a key (epoch, batch)."
+        return self.batch(key[1], key[0])
+
+    def __getitem__(self, i):
+        epoch, first, n = self._epoch, self._first, len(self)
+        if i < 0:
+            i += n
+        if not 0 <= i < n:
+            raise IndexError(f"batch {i} of {n}")
+        if self._running and i == n - 1:
+            self._complete = True
+        following = range(first + i + 1, self.batches)[: self._ahead]
+        try:
+            return self.shelf.take(
+                (epoch, first + i), [(epoch, k) for k in following]
+            )
+        except Exception as error:
+            self.error = error
+            raise
+
+    def indices(
+        self,
+        i: int,  # item, or with an epoch: batch of that whole epoch
+        epoch: int = None,  # None: the current one
+    ) -> np.ndarray:  # positions in the data set
+        """Which records make up item `i`: batch_size of them, fewer only in the last
+        batch when not training.
+        """
         if epoch is not None:
             return self.order.batch(epoch, i)
         if not 0 <= i < len(self):

@@ -394,8 +394,8 @@ def test_shelf_makes_ahead_drops_and_starts_again():
 
 
 def test_a_batch_is_bounded_before_memory_is(pictures):
-    huge = HP.replace(image_size=(60_000, 60_000))
-    with pytest.raises(ValueError, match=r"60,000×60,000.*10\.8 GB.*lower image_size or batch_size"):
+    huge = HP.replace(image_size=(32_000, 32_000))
+    with pytest.raises(ValueError, match=r"32,000×32,000.*3\.1 GB.*lower image_size or batch_size"):
         train_generator(pictures, huge, 1)
     with pytest.raises(ValueError, match="lower image_size or batch_size"):
         train_generator(pictures, HP, 2_000_000)
