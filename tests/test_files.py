@@ -292,3 +292,40 @@ def test_writing_is_noted_before_it_is_done(tmp_path, monkeypatch):
         monkeypatch.undo()
     written = [noted for name, noted in seen if name == "a.txt"]
     assert written == [{"a.txt": None}]
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.txt", "/outside.txt", "", "a/../../outside.txt", "a//b", "a\0b"]
+)
+def test_a_manifest_reaches_no_further_than_its_folder(tmp_path, name):
+    "A doctored manifest must not let the package delete or replace anything outside."
+    folder = tmp_path / "out"
+    folder.mkdir()
+    outside, half = tmp_path / "outside.txt", tmp_path / ".1-2-outside.txt"
+    outside.write_text("theirs")
+    half.write_text("theirs")
+    (folder / MANIFEST).write_text(json.dumps({"files": {name: None}}))
+    with pytest.raises(ValueError, match=MANIFEST.lstrip(".")), claim(folder, (), [r".*outside\.txt"]):
+        pass
+    assert outside.read_text() == half.read_text() == "theirs"
+
+
+def test_what_went_wrong_first_is_told(tmp_path, monkeypatch):
+    "A disk that is full takes no manifest either; the error is still the one that stopped the work."
+
+    def full(path, write):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(KeyError, match="the work"), claim(tmp_path, ["a.txt"]):
+        monkeypatch.setattr(files, "save_atomically", full)
+        raise KeyError("the work")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="these are no names there")
+@pytest.mark.parametrize("name", ["12:30.jpg", "a\\b.jpg", "..cat.jpg", "more/cat...jpg"])
+def test_unusual_names_are_ours_again(tmp_path, name):
+    "Results are named after pictures, whatever those are called."
+    for text in ("one", "two"):
+        with claim(tmp_path, [name]) as ours:
+            ours.write(name, lambda p: p.write_text(text))
+    assert (tmp_path / name).read_text() == "two"
