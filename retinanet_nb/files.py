@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -269,6 +269,15 @@ class Claim:
         )
 
 
+def _is_below(name):
+    "Whether `name` leads to something below its folder and nowhere else."
+    if os.name == "nt":  # elsewhere 12:30.jpg is a name like any other
+        if ":" in name:
+            return False
+        name = name.replace("\\", "/")
+    return "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
+
+
 def _manifest(folder):
     "The files that the manifest of a folder lists; none where there is no manifest."
     path = Path(folder) / MANIFEST
@@ -276,8 +285,8 @@ def _manifest(folder):
         return {}
     files = read_json(path).get("files")
     good = isinstance(files, dict) and all(
-        checksum is None or isinstance(checksum, str)
-        for checksum in files.values()
+        _is_below(name) and (checksum is None or isinstance(checksum, str))
+        for name, checksum in files.items()
     )
     if not good:
         raise ValueError(
@@ -342,13 +351,15 @@ def claim(
         mine.check(_matching(folder, mine.patterns))
         mine.sweep()
         mine.save()  # a folder that cannot be written into says so now
-        done = False
         try:
             yield mine
-            done = True
-        finally:
-            # after a failure the earlier result's files stay, as far as they do
-            mine.close(done)
+        except BaseException:
+            # the earlier result's files stay, as far as they do; and what went
+            # wrong first is told, not that a full disk takes no manifest either
+            with suppress(OSError):
+                mine.close(done=False)
+            raise
+        mine.close()
 
 
 def _matching(folder, patterns):
