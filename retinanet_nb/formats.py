@@ -55,7 +55,7 @@ def _id(value):
 
 
 def _by_id(value):
-    "A sort key for ids: numbers, then texts of digits by their number, then texts."
+    "A sort key for ids: numbers, texts of digits by their number, other texts."
     if isinstance(value, int):
         return 0, value, ""
     digits = value.isascii() and value.isdigit() and len(value) < 20
@@ -270,7 +270,7 @@ def _deal(entries, pictures, categories, path, report):
             continue
         taken += 1
         if picture and not picture.take(found, image):
-            why = f"{_called(entry)} is there already, under another id of the picture"
+            why = f"{_called(entry)} is there under another id of the picture"
             report.add("noted", _short(picture.file), f"{why}; taken once")
     if left and not taken:
         raise ValueError(
@@ -290,8 +290,8 @@ class COCODataset(Records):
 
     Labels follow the category ids in rising order (numbers before texts), gaps or
     not. `bbox` is (x, y, width, height) from 0, floats. `iscrowd` becomes
-    `crowd`, `area` the record's `areas`. Objects that cannot be read are dropped and
-    listed in `.report`; double ids of different pictures or categories, double
+    `crowd`, `area` the record's `areas`. Objects that cannot be read are dropped
+    and listed in `.report`; double ids of different pictures or categories, double
     category names, and a file none of whose objects can be read are errors
     (`ValueError` that names the file).
     """

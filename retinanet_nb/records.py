@@ -247,7 +247,8 @@ def check_records(
         if not _is_size(record.width) or not _is_size(record.height):
             raise ValueError(
                 f"{record.image}: a width and a height in whole pixels are"
-                f" needed, not {_short(record.width)} and {_short(record.height)}."
+                f" needed, not {_short(record.width)} and"
+                f" {_short(record.height)}."
             )
     if not sum(len(record.labels) for record in records):
         return

@@ -517,7 +517,12 @@ class VOCDataset(Records):
         one_based: bool = True,
     ):
         root = Path(root)
-        report = DataReport(f"{root.name or root} {_split_name(split)}", strict)
+        try:
+            report = DataReport(
+                f"{root.name or root} {_split_name(split)}", strict
+            )
+        except ValueError as error:
+            raise ValueError(f"{root}: {error}") from None
         reader, folders = _Reader(report, one_based), {}
         for folder, path in _splits(root, split):
             if folder not in folders:

@@ -535,7 +535,7 @@ def test_values_of_megabytes_are_cut(voc):
 @pytest.mark.parametrize("split", [None, 5, (), ["train", 7], [("2007",)], ""])
 def test_splits_that_are_none(voc, split):
     voc.add("a", xml(obj())).write()
-    with pytest.raises(ValueError, match="split must be"):
+    with pytest.raises(ValueError, match=f"{voc.root.name}: split must be"):
         VOCDataset(voc.root, split)
 
 
