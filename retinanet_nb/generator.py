@@ -16,9 +16,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
-import keras
 import numpy as np
 
+from .engine import keras
 from retinanet_nb.pictures import (
     draw_detections,
     fit_to_canvas,

@@ -81,6 +81,9 @@ def _dictionaries(config):
         if depth > 100:
             raise ValueError(f"its {_CONFIG} is nested too deeply")
         if isinstance(value, dict):
+            # Keras writes the mask of each call, and no layer of ours has one
+            if value.get("mask") is not None:
+                raise ValueError(f"its {_CONFIG} gives a layer a mask")
             yield value
             # what was used in training is not read, and Keras's own
             inner = [v for k, v in value.items() if k != "compile_config"]

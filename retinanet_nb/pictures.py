@@ -200,7 +200,16 @@ def show_grid(
 
 # %% ../nbs/00a_pictures.ipynb #c9caebf1
 # the suffixes that are looked for in folders
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+PICTURE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".gif",
+)
 # how a file begins, and what reads it
 _FORMATS = (
     (rb"\xff\xd8\xff", JpegImageFile),

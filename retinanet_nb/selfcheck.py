@@ -21,14 +21,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
-import keras
 import numpy as np
-from keras import ops
 from tqdm import tqdm
 
 from . import __version__
 from .anchors import anchors_for_shape
 from .boxes import decode_boxes, overlaps
+from .engine import keras, ops
 from .evaluation import evaluate, evaluate_detections
 from .mistakes import outcomes
 from .prediction import Found

@@ -23,13 +23,12 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-import keras
 import numpy as np
-from keras import ops
 from tqdm import tqdm
 
 from . import __version__
 from .anchors import anchors_for_shape
+from .engine import keras, ops
 from .evaluation import evaluate
 from retinanet_nb.files import (
     MANIFEST,

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import http.server
 import io
-import os
+import random
 import tarfile
 import threading
 import time
@@ -14,7 +14,7 @@ import pytest
 from retinanet_nb import download
 from retinanet_nb.download import fetch, unpack
 
-BODY = os.urandom(100_000)
+BODY = random.Random(0).randbytes(100_000)  # the same in every process of the tests
 MD5, SHA = hashlib.md5(BODY).hexdigest(), hashlib.sha256(BODY).hexdigest()
 
 
