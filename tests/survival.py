@@ -1,10 +1,12 @@
-"""`python tests/survival.py [KILLS]`: a small training run is ended by SIGKILL or SIGTERM at random moments, also inside an epoch, and resumed
-until it is done; it must end with the very weights, optimizer, averages and random states of the run that was left alone. Then the power is
-cut: a run's file operations are recorded, and after each of them all is dropped that had not been synced.
+"""`python tests/survival.py [KILLS]`: a small training run is ended by SIGKILL or SIGTERM at random moments,
+also inside an epoch, and resumed until it is done; it must end with the very weights, optimizer, averages
+and random states of the run that was left alone. Then the power is cut: a run's file operations are
+recorded, and after each of them all is dropped that had not been synced.
 
-One process imports the engine without using it and forks a child for every attempt: a fork costs nothing, an import ten seconds. Building the
-network takes longer than the steps of so small a run, and a kill there proves little, so four of five moments are drawn after the first step.
-tests/test_training.py does the same with fewer kills."""
+One process imports the engine without using it and forks a child for every attempt: a fork costs nothing,
+an import ten seconds. Building the network takes longer than the steps of so small a run, and a kill there
+proves little, so four of five moments are drawn after the first step. tests/test_training.py does the same
+with fewer kills."""
 
 import contextlib
 import io
@@ -191,7 +193,10 @@ def survive(kills, scratch, seed=0, say=print):
 
     scratch, rng, data = Path(scratch), random.Random(seed), Path(scratch) / "shapes"
     # Drawn elsewhere: what uses threads before a fork may lock up after it.
-    draw = "import sys; from retinanet_nb.shapes import make_shapes; make_shapes(sys.argv[1], train=20, val=2, test=1, size=(96, 96), seed=3)"
+    draw = (
+        "import sys; from retinanet_nb.shapes import make_shapes;"
+        " make_shapes(sys.argv[1], train=20, val=2, test=1, size=(96, 96), seed=3)"
+    )
     subprocess.run([sys.executable, "-c", draw, data], check=True)
     _, setting_up, working = attempt(scratch / "whole", data)
     say(f"left alone: {setting_up:.1f} s to set up, then {working:.1f} s")
@@ -228,9 +233,10 @@ class _Node:
 
 
 class LossyDisk:
-    """Inside the `with` block, watches what this process does below `root`, and keeps `images`: what would be left after each operation, had the
-    power failed just then. Two disks are imagined, each the worst of its kind. One forgets names until their folder was synced; the other
-    knows names at once, and of files only what was synced. An image is {path: bytes, or None for a folder}."""
+    """Inside the `with` block, watches what this process does below `root`, and keeps `images`: what would be
+    left after each operation, had the power failed just then. Two disks are imagined, each the worst of its
+    kind. One forgets names until their folder was synced; the other knows names at once, and of files only
+    what was synced. An image is {path: bytes, or None for a folder}."""
 
     CALLS = ("fsync", "replace", "rename", "unlink", "remove", "rmdir", "mkdir")
 
