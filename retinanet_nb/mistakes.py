@@ -461,7 +461,7 @@ def confusion_matrix(
     iou_threshold: float = 0.5,  # an IoU of at least this is a match
     # lower scores are as if they were not there, from 0 to 1
     score_threshold: float = 0.5,
-) -> np.ndarray:  # (K + 1, K + 1) int: rows are the truth and, last, background; columns what was detected and, last, missed
+) -> np.ndarray:  # (K + 1, K + 1) int: truth down, detected across
     """Which class is taken for which.
 
     The hits of the VOC rules come first and make the diagonal. Then each
