@@ -94,7 +94,7 @@ def _numbers(ends):
     "The number of the picture for each row of arrays that `ends` cuts."
     return np.repeat(np.arange(len(ends) - 1, dtype=np.int32), np.diff(ends))
 
-
+# %% ../nbs/07a_evaluation.ipynb #ba04645a
 class _Growing:
     "An array that grows in place, row by row, so that no second one is needed."
 
@@ -120,7 +120,7 @@ class _Growing:
         self.resize(self.length)
         return self.array
 
-
+# %% ../nbs/07a_evaluation.ipynb #e6d9fca0
 def stack_detections(
     # one entry a picture with .boxes, .scores, .labels, such as Found; any
     # stream of them
@@ -346,7 +346,7 @@ class Matches:
     object_label: np.ndarray  # (m,) int32
     ignored: np.ndarray  # (m,) bool: difficult or crowd, counts neither way
 
-
+# %% ../nbs/07a_evaluation.ipynb #6dd6a8ba
 def match_detections(
     # one entry a picture with .boxes, .scores, .labels, such as Found
     detections,
@@ -429,7 +429,7 @@ class Curve(NamedTuple):
         "(k,) float64 after each detection."
         return np.cumsum(self.hits) / np.arange(1, len(self.hits) + 1)
 
-
+# %% ../nbs/07a_evaluation.ipynb #1c289b8d
 def precision_recall_curve(
     scores: np.ndarray,  # (n,) scores
     verdicts: np.ndarray,  # (n,) 1 hit, 0 false alarm, −1 left out
@@ -492,7 +492,7 @@ def average_precision(
         return float(envelope[_eleven(recall, num_objects)].mean())
     return float(np.sum(np.diff(recall, prepend=0) * envelope[:-1]))
 
-
+# %% ../nbs/07a_evaluation.ipynb #45517aa4
 def _eleven(recall, num_objects):
     "The first places where the recall reaches 0/10, 1/10 … 10/10."
     if num_objects is None:
@@ -553,7 +553,7 @@ def _index(COCO, label, pictures, annotations):
     coco.createIndex()
     return coco
 
-
+# %% ../nbs/07a_evaluation.ipynb #6d5ea86f
 def _piece(COCO, label, pictures, found, mine, objects, truth):
     "Ground truth and detections of one class in some pictures, for the library."
     boxes = found.boxes[mine].astype(np.float64)
@@ -596,7 +596,7 @@ def _surest(found, label):
     kept = np.sort(order[np.arange(len(mine)) - first < COCO_MOST])
     return mine[kept], picture[kept]
 
-
+# %% ../nbs/07a_evaluation.ipynb #fbfdac73
 def _pieces(pictures, picture):
     "Cut `pictures` so that no piece has much more than `PIECE` detections."
     before = np.searchsorted(picture, pictures)  # detections before each picture
@@ -670,7 +670,7 @@ def _undefined(value):
     "COCO's −1 as NaN."
     return float("nan") if value < 0 else float(value)
 
-
+# %% ../nbs/07a_evaluation.ipynb #345825dc
 def coco_metrics(
     detections,  # one entry a picture with .boxes, .scores, .labels
     # one entry a picture with .boxes, .labels, and perhaps .difficult, .crowd and
@@ -713,6 +713,8 @@ def coco_metrics(
     return figures, np.array([_undefined(v) for v in per_class])
 
 # %% ../nbs/07a_evaluation.ipynb #6493b16a
+#| code-fold: true
+#| code-summary: "The report: its fields, means, and ways out"
 def _mean(values):
     "The mean without NaN; NaN where nothing is left."
     values = np.asarray(values, np.float64)
@@ -862,7 +864,7 @@ def _at_hits(curve):
     }
     return {n: v[curve.hits].round(6).tolist() for n, v in columns.items()}
 
-
+# %% ../nbs/07a_evaluation.ipynb #843ab7a9
 def _plain(report, detections):
     "A report as plain Python values."
     classes = {}
@@ -913,7 +915,7 @@ def _points(curve):
     recall, precision = curve.recall[few], curve.precision[few]
     return np.append(recall, recall[-1:]), np.append(precision, [0][: len(few)])
 
-
+# %% ../nbs/07a_evaluation.ipynb #eddf4627
 def _plot_curves(report, ax):
     "Precision over recall, a line for each class that has objects."
     import matplotlib.pyplot as plt
@@ -974,26 +976,18 @@ def evaluate_detections(
     _share("iou_threshold", iou_threshold, above=np.nextafter(0, 1))
     found, objects = _stacked(detections, records, len(names))
     curves = _curves(found, objects, len(names), iou_threshold)
-    ap = {method: np.full(len(names), np.nan) for method in (VOC07, VOC)}
-    for k, curve in enumerate(curves):
-        for method in ap if curve.num_objects else ():
-            ap[method][k] = average_precision(
-                curve.recall, curve.precision, method, curve.num_objects
-            )
+    ap = {method: _averages(curves, method) for method in (VOC07, VOC)}
     figures, per_class = {}, np.full(len(names), np.nan)
     if coco:
         figures, per_class = coco_metrics(found, objects, len(names))
-
-    def count(labels):
-        return np.bincount(labels, minlength=len(names))
 
     return Report(
         names,
         float(iou_threshold),
         len(found),
-        count(objects.labels[~objects.ignored]),
-        count(objects.labels[objects.ignored]),
-        count(found.labels),
+        np.bincount(objects.labels[~objects.ignored], minlength=len(names)),
+        np.bincount(objects.labels[objects.ignored], minlength=len(names)),
+        np.bincount(found.labels, minlength=len(names)),
         ap[VOC07],
         ap[VOC],
         figures,
@@ -1002,7 +996,7 @@ def evaluate_detections(
         found,
     )
 
-
+# %% ../nbs/07a_evaluation.ipynb #0d86df16
 def _curves(found, objects, num_classes, iou_threshold):
     "The precision-recall curve of each class."
     matches = match_detections(found, objects, num_classes)
@@ -1015,6 +1009,18 @@ def _curves(found, objects, num_classes, iou_threshold):
             precision_recall_curve(matches.score[mine], verdict[mine], counted[k])
         )
     return curves
+
+
+def _averages(curves, method):
+    "Average precision of each class; NaN where it has no object that counts."
+    return np.array(
+        [
+            average_precision(c.recall, c.precision, method, c.num_objects)
+            if c.num_objects
+            else np.nan
+            for c in curves
+        ]
+    )
 
 # %% ../nbs/07a_evaluation.ipynb #1ab60b34
 def _shared_classes(detector, dataset):
@@ -1039,7 +1045,7 @@ def _shared_classes(detector, dataset):
     names = wanted + tuple(n for n in known if n not in wanted)
     return names, np.array([names.index(n) for n in known], np.int32)
 
-
+# %% ../nbs/07a_evaluation.ipynb #3add2f39
 def evaluate(
     detector,  # from retinanet_box or load_detector, with .class_names
     dataset,  # sequence of Record with .class_names, such as VOCDataset
@@ -1078,7 +1084,7 @@ def evaluate(
     found = stack_detections(_relabelled(stream, places, len(records), progress))
     return evaluate_detections(found, objects, names, iou_threshold, coco)
 
-
+# %% ../nbs/07a_evaluation.ipynb #fc17f416
 def _relabelled(stream, places, total, progress):
     """What `predict` yields, with labels of the data set. The error of a picture
     is raised: an evaluation with pictures missing would not be one.

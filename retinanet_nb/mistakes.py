@@ -57,7 +57,7 @@ class Outcome(NamedTuple):
         "Misses and false alarms together."
         return len(self.missed) + len(self.false_alarms)
 
-
+# %% ../nbs/07d_mistakes.ipynb #b3a63aaf
 def outcomes(
     detections,  # one entry a picture with .boxes, .scores, .labels
     # one entry a picture with .boxes, .labels, and perhaps .difficult and .crowd
@@ -95,7 +95,7 @@ def outcomes(
         )
     return result
 
-
+# %% ../nbs/07d_mistakes.ipynb #aabdea67
 def worst(
     report: Report,  # keeps the detections
     records,  # the same records in the same order
@@ -131,7 +131,7 @@ def _dashed(image, box, color, thickness=2, dash=6):
         for x in (x1, x2 - thickness):
             cv2.rectangle(image, (x, y), (x + thickness - 1, end), color, -1)
 
-
+# %% ../nbs/07d_mistakes.ipynb #ec62a8f8
 def draw_outcome(
     image: np.ndarray,  # (H, W, 3) uint8, the picture
     # its objects: .boxes, .labels, perhaps .difficult and .crowd
@@ -169,12 +169,10 @@ def draw_outcome(
     for d, color in drawn:
         text = f"{name(int(found.labels[d]))} {float(found.scores[d]):.2f}"
         draw_caption(image, boxes[d], text, color)
-    # inside the lower edge, since the upper one may bear the caption of a false
-    # alarm
+    # inside the lower edge: the upper one may bear a false alarm's caption
     for o in outcome.missed:
-        edge = truth[o][[0, 3, 2, 3]]
         text = f"{name(int(record.labels[o]))} missed"
-        draw_caption(image, edge, text, MISSED_COLOR)
+        draw_caption(image, truth[o][[0, 3, 2, 3]], text, MISSED_COLOR)
     return image
 
 # %% ../nbs/07d_mistakes.ipynb #2d7c0e09
@@ -225,7 +223,7 @@ WORDS = {
     (MISSED, UNSEEN): "{name} missed: not seen",
 }
 
-
+# %% ../nbs/07d_mistakes.ipynb #122e9074
 class Mistake(NamedTuple):
     "One false alarm or one missed object, and what lies behind it."
 
@@ -240,7 +238,7 @@ class Mistake(NamedTuple):
     # of the detection; of the unsure one behind a missed object; else NaN
     score: float
 
-
+# %% ../nbs/07d_mistakes.ipynb #7af262e4
 @dataclass(frozen=True, eq=False)
 class Mistakes:
     """All mistakes of a data set, a column for each field of `Mistake`; a sequence
@@ -298,7 +296,7 @@ def _why_false(iou, same, classes, threshold):
     )
     return reason, np.where(reason == CONFUSED, classes[foreign.argmax(1)], -1)
 
-
+# %% ../nbs/07d_mistakes.ipynb #42055ac6
 def _why_missed(iou, same, labels, scores, free, sure, threshold):
     """Reason, other class and score of missed objects (o,), from their overlaps
     with all detections of the picture (d, o), whether the class is the same
@@ -353,7 +351,7 @@ def _picture_mistakes(outcome, found, boxes, classes, threshold, score_threshold
         np.concatenate([scores[alarms], behind[2]]),
     )
 
-
+# %% ../nbs/07d_mistakes.ipynb #9b3e120a
 def find_mistakes(
     report: Report,  # keeps the detections
     records,  # the same records in the same order
@@ -490,7 +488,46 @@ def confusion_matrix(
         np.add.at(matrix, (classes[rows], labels[columns]), 1)
     return matrix
 
+# %% ../nbs/07d_mistakes.ipynb #3fb05e4e
+def confusion_matrix(
+    detections,  # one entry a picture with .boxes, .scores, .labels
+    # one entry a picture with .boxes, .labels, and perhaps .difficult and .crowd
+    records,
+    num_classes: int,  # labels are 0 … num_classes − 1
+    iou_threshold: float = 0.5,  # an IoU of at least this is a match
+    # lower scores are as if they were not there, from 0 to 1
+    score_threshold: float = 0.5,
+) -> np.ndarray:  # (K + 1, K + 1) int, rows: truth, columns: detected as
+    """Which class is taken for which. The last row is background, the last
+    column missed.
 
+    The hits of the VOC rules come first and make the diagonal. Then each
+    detection left over, by falling score, takes the object still free that it
+    overlaps most, whatever its class: a confusion. Objects left over are missed,
+    detections left over stand in the row of the background, unless they reach a
+    difficult or crowd object of any class.
+    """
+    found, objects = _stacked(detections, records, num_classes)
+    matrix = np.zeros((num_classes + 1, num_classes + 1), int)
+    for outcome in outcomes(found, objects, iou_threshold, score_threshold):
+        i = outcome.index
+        truth = slice(objects.ends[i], objects.ends[i + 1])
+        right = found[i].labels[outcome.hits]
+        np.add.at(matrix, (right, right), 1)
+        rows, columns = _confused(
+            found[i],
+            objects.boxes[truth],
+            objects.ignored[truth],
+            outcome,
+            iou_threshold,
+        )
+        # −1 is the last row, background, or the last column, missed
+        classes = np.append(objects.labels[truth], -1)
+        labels = np.append(found[i].labels, -1)
+        np.add.at(matrix, (classes[rows], labels[columns]), 1)
+    return matrix
+
+# %% ../nbs/07d_mistakes.ipynb #f08ca2fe
 def _confused(found, boxes, ignored, outcome, iou_threshold):
     """Who goes with whom after the hits: numbers of objects and of detections, −1
     where there is no partner.
