@@ -51,9 +51,7 @@ def save_atomically(
     if target.is_dir():
         raise IsADirectoryError(f"{path} is a folder; a file was to be written")
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(
-        f".{os.getpid()}-{threading.get_native_id()}-{target.name}"
-    )
+    beside = _beside(target)
     try:
         write(beside)
         if target.exists():
@@ -68,12 +66,26 @@ def save_atomically(
     return path
 
 
+def _beside(target):
+    "A hidden name in the same folder, with the same suffix, of this thread alone."
+    mine = f".{os.getpid()}-{threading.get_native_id()}-"
+    name = mine + target.name
+    if len(os.fsencode(name)) > 255:  # more than a file system takes
+        digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+        name = f"{mine}{digest}{target.suffix}"
+    return target.with_name(name)
+
+
 def _told(error, path):
     "`error` with the file that was to be written, and a way out where one is known."
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
-        text = f"the disk is full: {path} could not be written, and what was there before is untouched; free some space or choose another folder"
+        text = (
+            f"the disk is full: {path} could not be written, and what was there"
+            " before is untouched; free some space or choose another folder"
+        )
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        text = f"{path} could not be written: {os.strerror(error.errno).lower()}; choose another folder"
+        reason = os.strerror(error.errno).lower()
+        text = f"{path} could not be written: {reason}; choose another folder"
     else:
         return error
     told = OSError(text)
@@ -148,13 +160,8 @@ def read_json(
 
 def _short(value, limit=80):
     "`value` as text that fits into a message, however large it is."
-    text = (
-        value
-        if isinstance(value, str)
-        else repr(value)
-        if not isinstance(value, Exception)
-        else str(value)
-    )
+    told = isinstance(value, (str, Exception))
+    text = str(value) if told else repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 # %% ../nbs/90a_files.ipynb #2b0bf1e2
@@ -173,14 +180,11 @@ class Claim:
     """
 
     def __init__(self, folder, patterns=()):
-        self.folder, self.patterns = (
-            Path(folder),
-            [re.compile(p) for p in patterns],
-        )
-        self.files = _manifest(
-            self.folder
-        )  # name → checksum, None while it is written
-        self.written = set()
+        self.folder = Path(folder)
+        self.patterns = [re.compile(p) for p in patterns]
+        # name → checksum, None while it is written
+        self.files = _manifest(self.folder)
+        self.written, self.sums = set(), {}
 
     def owns(
         self,
@@ -225,12 +229,17 @@ class Claim:
     ) -> Path:  # of the file
         "Write one file of the folder, atomically, and note that it is ours."
         self.take([name])
-        return save_atomically(self.folder / name, write)
+        path = save_atomically(self.folder / name, write)
+        # now, and not at the end: what changes later is somebody else's doing
+        self.sums[name] = _checksum(path)
+        return path
 
     def write_json(self, name: str, value) -> Path:
         "Write `value` as JSON, as `write_json` does."
         self.take([name])
-        return write_json(self.folder / name, value)
+        path = write_json(self.folder / name, value)
+        self.sums[name] = _checksum(path)
+        return path
 
     def sweep(self):
         "Delete the half files of a process that was killed; the lock says that it is dead."
@@ -250,16 +259,21 @@ class Claim:
         """
         for name in sorted(set(self.files) - self.written) if done else ():
             if any(p.fullmatch(name) for p in self.patterns):
-                if self.owns(name):
+                if self.owns(name) and self._inside(name):
                     (self.folder / name).unlink()
                 del self.files[name]
         for name in self.written:
             path = self.folder / name
             if path.is_file():
-                self.files[name] = _checksum(path)
+                self.files[name] = self.sums.get(name) or _checksum(path)
             else:  # noted and never written: whoever writes it now owns it
                 self.files.pop(name, None)
         self.save()
+
+    def _inside(self, name):
+        "Whether a file lies in the folder itself, and not behind a link."
+        parent = (self.folder / name).parent.resolve()
+        return parent.is_relative_to(self.folder.resolve())
 
     def save(self):
         "Write the manifest."
@@ -364,12 +378,13 @@ def claim(
 
 def _matching(folder, patterns):
     "Names below `folder` that one of `patterns` matches wholly."
-    if not patterns:
-        return
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if any(p.fullmatch(name) for p in patterns):
-            yield name
+    for pattern in patterns:
+        # the folder that the pattern begins with; the rest may be a large disk
+        inside = folder / re.match(r"([\w-]+/)*", pattern.pattern)[0]
+        for path in sorted(inside.iterdir()) if inside.is_dir() else ():
+            name = path.relative_to(folder).as_posix()
+            if pattern.fullmatch(name):
+                yield name
 
 # %% ../nbs/90a_files.ipynb #9fd7ea59
 def fresh_folder(
@@ -379,6 +394,8 @@ def fresh_folder(
 ):  # the folder, which did not exist before; a number follows where it did
     "Make a folder that nobody else has."
     path = Path(path)
+    if not path.name or path.name == "..":
+        raise ValueError(f"{path} is no name for a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, 10_000):
         mine = path if number == 1 else path.with_name(f"{path.name}-{number}")

@@ -459,44 +459,6 @@ def confusion_matrix(
     iou_threshold: float = 0.5,  # an IoU of at least this is a match
     # lower scores are as if they were not there, from 0 to 1
     score_threshold: float = 0.5,
-) -> np.ndarray:  # (K + 1, K + 1) int: truth down, detected across
-    """Which class is taken for which.
-
-    The hits of the VOC rules come first and make the diagonal. Then each
-    detection left over, by falling score, takes the object still free that it
-    overlaps most, whatever its class: a confusion. Objects left over are missed,
-    detections left over stand in the row of the background, unless they reach a
-    difficult or crowd object of any class.
-    """
-    found, objects = _stacked(detections, records, num_classes)
-    matrix = np.zeros((num_classes + 1, num_classes + 1), int)
-    for outcome in outcomes(found, objects, iou_threshold, score_threshold):
-        i = outcome.index
-        truth = slice(objects.ends[i], objects.ends[i + 1])
-        right = found[i].labels[outcome.hits]
-        np.add.at(matrix, (right, right), 1)
-        rows, columns = _confused(
-            found[i],
-            objects.boxes[truth],
-            objects.ignored[truth],
-            outcome,
-            iou_threshold,
-        )
-        # −1 is the last row, background, or the last column, missed
-        classes = np.append(objects.labels[truth], -1)
-        labels = np.append(found[i].labels, -1)
-        np.add.at(matrix, (classes[rows], labels[columns]), 1)
-    return matrix
-
-# %% ../nbs/07d_mistakes.ipynb #3fb05e4e
-def confusion_matrix(
-    detections,  # one entry a picture with .boxes, .scores, .labels
-    # one entry a picture with .boxes, .labels, and perhaps .difficult and .crowd
-    records,
-    num_classes: int,  # labels are 0 … num_classes − 1
-    iou_threshold: float = 0.5,  # an IoU of at least this is a match
-    # lower scores are as if they were not there, from 0 to 1
-    score_threshold: float = 0.5,
 ) -> np.ndarray:  # (K + 1, K + 1) int, rows: truth, columns: detected as
     """Which class is taken for which. The last row is background, the last
     column missed.

@@ -142,7 +142,13 @@ class SelfCheck:
                 tuple(dict(step) for step in v["history"]),
                 tuple((int(step), float(value)) for step, value in v["tests"]),
             )
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            RecursionError,
+            OverflowError,
+        ) as error:
             raise ValueError(
                 f"this is no report of a self-check: {error}"
             ) from None

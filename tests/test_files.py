@@ -329,3 +329,47 @@ def test_unusual_names_are_ours_again(tmp_path, name):
         with claim(tmp_path, [name]) as ours:
             ours.write(name, lambda p: p.write_text(text))
     assert (tmp_path / name).read_text() == "two"
+
+
+def test_what_changes_while_we_work_is_somebody_elses(tmp_path):
+    with claim(tmp_path, ["a.txt"]) as ours:
+        ours.write("a.txt", lambda p: p.write_text("ours"))
+        (tmp_path / "a.txt").write_text("edited meanwhile")
+    with pytest.raises(ValueError, match="changed it since"), claim(tmp_path, ["a.txt"]):
+        pass
+
+
+def test_nothing_is_deleted_behind_a_link(tmp_path):
+    pattern, disk = [r"pictures/page-\d+\.jpg"], tmp_path / "disk"
+    disk.mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pictures").symlink_to(disk)
+    with claim(tmp_path / "out", (), pattern) as ours:
+        ours.write("pictures/page-1.jpg", lambda p: p.write_bytes(b"x"))
+    with claim(tmp_path / "out", (), pattern):
+        pass
+    assert visible(disk) == ["page-1.jpg"]
+
+
+def test_names_as_long_as_they_may_be(tmp_path):
+    name = "ü" * 120 + ".keras"  # 246 bytes
+    seen = []
+    save_atomically(tmp_path / name, lambda p: (seen.append(p.suffix), p.write_text("x")))
+    assert visible(tmp_path) == [name] and seen == [".keras"]
+
+
+def test_a_fresh_folder_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (".", "..", ""):
+        with pytest.raises(ValueError, match="no name"):
+            fresh_folder(name)
+
+
+def test_patterns_look_no_further_than_they_must(tmp_path):
+    "A page in a home folder must not walk through all that lies in it."
+    (tmp_path / "elsewhere").mkdir(mode=0o000)
+    (tmp_path / "elsewhere").chmod(0o755)
+    (tmp_path / "elsewhere" / "page-1.txt").write_text("not ours, and not in the way")
+    with claim(tmp_path, (), [r"page-\d+\.txt"]) as ours:
+        ours.write("page-1.txt", lambda p: p.write_text("x"))
+    assert (tmp_path / "elsewhere" / "page-1.txt").read_text().startswith("not ours")
