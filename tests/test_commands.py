@@ -884,3 +884,19 @@ def test_after_ctrl_c_the_command_to_type_is_told(capsys, monkeypatch, data, tmp
         cli.retinanet_train(str(data), split="train")
     assert e.value.code == 130
     assert f"retinanet_train --resume '{folder}'" in capsys.readouterr().err
+
+
+def test_the_front_page_finds_what_is_there():
+    "README shows one box for each of the five objects, with the right name."
+    from retinanet_nb.boxes import overlaps
+    from retinanet_nb.retinanet_box import detect, load_detector
+    from retinanet_nb.shapes import SHAPE_CLASSES, recurring_picture
+
+    image, boxes, labels = recurring_picture()
+    found = detect(load_detector(CARRIED), image)
+    assert sorted(found.names) == sorted(SHAPE_CLASSES[label] for label in labels)
+    iou = np.asarray(overlaps(boxes, found.boxes))
+    for row, label in zip(iou, labels):
+        assert row.max() > 0.6 and found.labels[row.argmax()] == label
+    page = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert all(f"{name:9} {score:.2f}" in page for name, score in zip(found.names, found.scores))
