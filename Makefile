@@ -104,7 +104,7 @@ constraints: $(STAMP)  ## pin in constraints.txt what is installed in .venv now
 	@touch $(STAMP)
 
 shapes-detector: $(STAMP)  ## train again the small detector that the package carries
-	@$(QUIET) $(VENV)/bin/retinanet_demo --out runs/shapes-detector --epochs 20 --detector $(DETECTOR) $(ARGS)
+	@$(QUIET) $(VENV)/bin/retinanet_demo --out runs/shapes-detector --epochs 20 --detector $(DETECTOR) --replace $(ARGS)
 
 clean:  ## remove what make wrote; leaves .venv, runs and downloads
 	rm -rf _proc _docs build dist .pytest_cache .hypothesis

@@ -10,6 +10,7 @@ __all__ = ['RANGES', 'OUT_OF_MEMORY', 'TOLD', 'THIS', 'KINDS', 'ABOUT', 'EVALUAT
 # %% ../nbs/10_cli.ipynb #bfbe1d79
 #| code-fold: true
 #| code-summary: "Imports"
+import ast
 import csv
 import inspect
 import json
@@ -149,8 +150,9 @@ def _tell_to_lower(f):
 def _run(f, args, kwargs):
     "Call a command's function; its errors become one sentence and a status."
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if hasattr(sys.stdout, "reconfigure"):  # names that are no UTF-8 are printed
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # for names that are no UTF-8
+            stream.reconfigure(errors="backslashreplace")
     given = inspect.signature(f).bind(*args, **kwargs).arguments
     try:
         _check_ranges(given)
@@ -205,19 +207,15 @@ def _numbers(text, what, separator=","):
 
 # %% ../nbs/10_cli.ipynb #52f52613
 def _value(text):
-    "A value as a person types it: JSON, or Python's None, True, False and .5."
+    "A value as a person types it: JSON or Python, else the text itself."
     text = text.strip()
-    words = {"None": None, "True": True, "False": False}
-    if text in words:
-        return words[text]
-    # JSON wants a digit before the point
-    number = re.fullmatch(r"([+-]?)\.(\d+.*)", text)
-    try:
-        return json.loads(
-            f"{number[1].strip('+')}0.{number[2]}" if number else text
-        )
-    except (json.JSONDecodeError, RecursionError):
-        return text
+    # JSON has null and true, Python None, True and .5
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return text
 
 
 def _assignments(text):
@@ -547,13 +545,9 @@ def _train(run, resume, h, about, names):
         resume=resume,
         tensorboard=about["tensorboard"],
         about={"data": about},
-        **{name: about[name] for name in timing if name in _parameters(train)},
+        **{name: about[name] for name in timing},
     )
     _tell_run(result)
-
-
-def _parameters(f):
-    return inspect.signature(f).parameters
 
 
 def _tell_run(result):
