@@ -275,6 +275,19 @@ def open_dataset(
     )
 
 # %% ../nbs/10_cli.ipynb #72dd27e7
+def _with_architecture(base, weights):
+    "`base` with the network that a file of weights was made for."
+    if (
+        not weights
+        or Path(weights).suffix != ".keras"
+        or not Path(weights).is_file()
+    ):
+        return base
+    from retinanet_nb.model_files import architecture_of
+
+    return base.replace(**architecture_of(weights))
+
+
 def _hyperparameters(
     base,
     image_size=None,
@@ -289,6 +302,7 @@ def _hyperparameters(
     import dataclasses
 
     changes = {k: v for k, v in options.items() if v is not None}
+    base = _with_architecture(base, changes.get("weights"))
     if image_size:
         changes["image_size"] = _numbers(image_size, "--image_size", "x")
     anchors = {
@@ -526,6 +540,20 @@ def retinanet_train(
     _train(run, resume is not None, h, about, names)
 
 
+@contextmanager
+def _stops_by_itself():
+    "Inside, SIGTERM is left to training, which finishes its step and keeps its state."
+    before = signal.getsignal(signal.SIGTERM)
+    mine = getattr(before, "__qualname__", "").startswith("_terminable.")
+    if mine:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, before)
+
+
 def _train(run, resume, h, about, names):
     "Open the data, train, and say what came out."
     if not about.get("path"):
@@ -535,19 +563,19 @@ def _train(run, resume, h, about, names):
         raise ValueError(text)
     dataset, validation = _open_both(about, names)
     with _hushed():
-        from retinanet_nb.training import train
-    timing = ("validate_every", "checkpoint_minutes")
-    result = train(
-        dataset,
-        h,
-        validation,
-        run=run,
-        resume=resume,
-        tensorboard=about["tensorboard"],
-        about={"data": about},
-        **{name: about[name] for name in timing},
-    )
+        from retinanet_nb import training
+    options = dict(run=run, resume=resume, about={"data": about}, hint=False)
+    for name in ("validate_every", "checkpoint_minutes", "tensorboard"):
+        options[name] = about[name]
+    try:
+        with _stops_by_itself():
+            result = training.train(dataset, h, validation, **options)
+    except training.Terminated as stopped:
+        _tell_run(stopped.run)
+        raise
     _tell_run(result)
+    if result.interrupted:  # so that a script does not go on as if all were done
+        raise KeyboardInterrupt
 
 
 def _tell_run(result):
@@ -563,8 +591,6 @@ def _tell_run(result):
     if result.interrupted:
         folder = shlex.quote(str(result.folder))
         print(f"go on with: retinanet_train --resume {folder}", file=sys.stderr)
-        # so that a script does not go on as if all were done
-        raise KeyboardInterrupt
 
 # %% ../nbs/10_cli.ipynb #29685301
 def _inspection_folder(data, split):

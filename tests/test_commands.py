@@ -900,3 +900,44 @@ def test_the_front_page_finds_what_is_there():
         assert row.max() > 0.6 and found.labels[row.argmax()] == label
     page = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     assert all(f"{name:9} {score:.2f}" in page for name, score in zip(found.names, found.scores))
+
+
+def test_weights_bring_their_network_along(trained, data, tmp_path, monkeypatch):
+    "Without a word on the network it is the file's; what is said counts for more."
+    from retinanet_nb import training
+
+    asked = {}
+
+    def stop(dataset, hyperparameters, *args, **kwargs):
+        asked["h"] = hyperparameters
+        raise ValueError("enough")
+
+    monkeypatch.setattr(training, "train", stop)
+    for more in ({}, {"set": "feature_size=24"}):
+        with pytest.raises(SystemExit):
+            cli.retinanet_train(str(data), split="train", weights=str(trained / "last.keras"), **more)
+        h = asked["h"]
+        assert (h.backbone, h.subnet_depth) == ("tiny", 1)  # the preset from-scratch has resnet50 and 4
+        assert h.feature_size == (24 if more else 16)
+
+
+def test_sigterm_keeps_the_state_and_says_how_to_go_on(data, tmp_path):
+    "A scheduler's SIGTERM ends the step, not the run's memory."
+    run = tmp_path / "run"
+    line = "--split train --preset tiny --epochs 500 --image_size 96x96 --set feature_size=16,subnet_depth=1 --run"
+    process = subprocess.Popen(
+        [BIN / "retinanet_train", data, *line.split(), run],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 300
+    while process.poll() is None and not (run / "history.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 143 and "Traceback" not in error, error
+    assert f"retinanet_train --resume {run}" in error
+    states = [p.name for p in (run / "checkpoints").glob("epoch-*")]
+    assert states, error
