@@ -51,22 +51,20 @@ class Terminated(SystemExit):
     "Raised inside a command when the process gets SIGTERM."
 
 
+def _stop(number, frame):
+    raise Terminated(128 + number)
+
+
 @contextmanager
-def _terminable():
-    "SIGTERM ends the block as Ctrl-C would, so that nothing is left half done."
-
-    def stop(number, frame):
-        raise Terminated(128 + number)
-
-    before = signal.getsignal(signal.SIGTERM)
-    # whoever handles or ignores it already is left alone, and only the main
-    # thread may change it
+def _handled(before, handler):
+    "Inside the block `handler` gets SIGTERM, where `before` would have got it."
+    # only the main thread may change it; whoever else handles it is left alone
     mine = (
-        before == signal.SIG_DFL
-        and threading.current_thread() is threading.main_thread()
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) == before
     )
     if mine:
-        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
@@ -157,7 +155,7 @@ def _run(f, args, kwargs):
     try:
         _check_ranges(given)
         _check_out(given)
-        with _terminable():
+        with _handled(signal.SIG_DFL, _stop):
             return f(*args, **kwargs)
     except KeyboardInterrupt:
         _close_bars()
@@ -540,20 +538,6 @@ def retinanet_train(
     _train(run, resume is not None, h, about, names)
 
 
-@contextmanager
-def _stops_by_itself():
-    "Inside, SIGTERM is left to training, which finishes its step and keeps its state."
-    before = signal.getsignal(signal.SIGTERM)
-    mine = getattr(before, "__qualname__", "").startswith("_terminable.")
-    if mine:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        if mine:
-            signal.signal(signal.SIGTERM, before)
-
-
 def _train(run, resume, h, about, names):
     "Open the data, train, and say what came out."
     if not about.get("path"):
@@ -564,17 +548,27 @@ def _train(run, resume, h, about, names):
     dataset, validation = _open_both(about, names)
     with _hushed():
         from retinanet_nb import training
-    options = dict(run=run, resume=resume, about={"data": about}, hint=False)
-    for name in ("validate_every", "checkpoint_minutes", "tensorboard"):
-        options[name] = about[name]
+    timing = ("validate_every", "checkpoint_minutes")
     try:
-        with _stops_by_itself():
-            result = training.train(dataset, h, validation, **options)
-    except training.Terminated as stopped:
+        # the training finishes its step and writes its state by itself
+        with _handled(_stop, signal.SIG_DFL):
+            result = training.train(
+                dataset,
+                h,
+                validation,
+                run=run,
+                resume=resume,
+                tensorboard=about["tensorboard"],
+                about={"data": about},
+                hint=False,  # the command's own follows
+                **{name: about[name] for name in timing},
+            )
+    except training.Terminated as stopped:  # by SIGTERM, and everything is kept
         _tell_run(stopped.run)
         raise
     _tell_run(result)
-    if result.interrupted:  # so that a script does not go on as if all were done
+    if result.interrupted:
+        # so that a script does not go on as if all were done
         raise KeyboardInterrupt
 
 

@@ -47,6 +47,7 @@ from .hyperparameters import HyperParameters
 from .losses import focal_loss, smooth_l1_loss
 from .pictures import read_header
 from .records import check_records
+from .resnet50 import BACKBONES
 from .retinanet import model_card, read_model, retinanet_model
 from .retinanet_box import retinanet_box
 from .targets import assign_targets
@@ -867,6 +868,11 @@ class _Options:
             raise ValueError(
                 "patience waits for a better mAP, which needs pictures for"
                 " validation: give some, or leave patience out"
+            )
+        if hyperparameters.backbone not in BACKBONES:  # before a folder is begun
+            raise ValueError(
+                f"there is no backbone {hyperparameters.backbone!r}; choose one of"
+                f" {', '.join(BACKBONES)}"
             )
         if self.tensorboard:
             _tensorboard("")
