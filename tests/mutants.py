@@ -291,7 +291,8 @@ class Mutation:
             # a default may be read without a call
             first, _, last = next((span for span in whole if span[1] <= line <= span[2]), (0, 0, 0))
             fitting = [i for i in items if first == 0 or any(first <= n <= last for n in calls[i.nodeid])]
-            if self.fork(fitting, code, 30 + 5 * sound) == 0:
+            limit = 20 + 5 * sum(seconds[i.nodeid] for i in fitting)
+            if self.fork(fitting, code, limit) == 0:
                 self.survivors.append(number)
                 print(
                     f"  {number:4} survives, line {line}: {text}    | {lines[line - 1].strip()[:70]}",

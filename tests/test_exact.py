@@ -155,6 +155,17 @@ def test_coding_takes_whole_numbers_and_flat_boxes():
     np.testing.assert_allclose(back, [[1, 0, 11, 20]], rtol=1e-6)
 
 
+def test_factors_of_another_type_leave_float32():
+    anchor, box = np.array([[0, 0, 10, 20]], "float32"), np.array([[5, 10, 15, 60]], "float32")
+    wanted = [[0.5, 1.25, 0, math.log(2.5)]]
+    for std in ((1, 1, 1, 1), np.ones(4, "float64")):
+        deltas = encode_boxes(anchor, box, std)
+        back = numpy(decode_boxes(anchor, deltas, std))
+        assert numpy(deltas).dtype == back.dtype == np.float32
+        np.testing.assert_allclose(numpy(deltas), wanted, rtol=1e-6)
+        np.testing.assert_allclose(back, box, rtol=1e-6)
+
+
 def test_regress_boxes():
     anchors = np.array([[[0, 0, 10, 20], [5, 5, 20, 20]]], "float32")
     deltas = np.random.default_rng(0).normal(size=(3, 2, 4)).astype("float32")
