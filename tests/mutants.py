@@ -285,7 +285,9 @@ class Mutation:
         print(f"{self.module}: {len(items)} tests, {len(failed)} left out, {sound:.0f} s", flush=True)
         whole = functions(self.path.read_text())
         found, lines = list(mutants(self.path.read_text())), self.path.read_text().splitlines()
-        for number in self.options.only or range(0, len(found), self.options.every):
+        for count, number in enumerate(self.options.only or range(0, len(found), self.options.every)):
+            if count % 25 == 0 < count:
+                print(f"  … {count} at {time.time() - started:.0f} s", flush=True)
             line, text, tree = found[number]
             code = compile(ast.unparse(ast.fix_missing_locations(tree)), str(self.path), "exec")
             # a default may be read without a call
