@@ -1,5 +1,7 @@
 """What mutation testing found untested in the evaluation: areas, the arrays of a data set, checks, pieces of COCO's sums."""
 
+import inspect
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -145,3 +147,263 @@ def test_metrics_by_name():
     with pytest.raises(ValueError, match="voc07, voc or coco"):
         report.metric("map")
     assert np.isnan(evaluation.evaluate_detections(*crowded(), ("a", "b"), coco=False).metric("coco"))
+
+
+# ---- a report by hand: its text, its JSON, its figure
+
+
+def report(**changes):
+    curve = evaluation.precision_recall_curve([0.9, 0.8, 0.7000000001], [1, 0, 1], 4)
+    nothing = evaluation.precision_recall_curve([], [], 0)
+    values = {
+        "class_names": ("cat", "dog", "a ship"),
+        "iou_threshold": 0.5,
+        "pictures": 7,
+        "objects": np.array([4, 0, 0]),
+        "difficult": np.array([1, 0, 2]),
+        "num_detections": np.array([3, 0, 5]),
+        "voc07": np.array([0.25, np.nan, np.nan]),
+        "voc": np.array([0.375, np.nan, np.nan]),
+        "coco": {n: np.nan if n == "APs" else k / 16 for k, n in enumerate(evaluation.COCO_FIGURES)},
+        "coco_per_class": np.array([0.125, np.nan, 0.5]),
+        "curves": {"cat": curve, "dog": nothing, "a ship": nothing},
+        "detections": [found(1)],
+    }
+    return evaluation.Report(**{**values, **changes})
+
+
+def test_the_table_of_a_report():
+    assert str(report(iou_threshold=0.25)).split("\n") == [
+        "class   objects  difficult  detections   VOC07     VOC    COCO",
+        "cat           4          1           3   0.250   0.375   0.125",
+        "a ship        0          2           5       –       –   0.500",
+        "mean          4          3           8   0.250   0.375   0.000",
+        "7 pictures; VOC at IoU 0.25, COCO at IoU .50 … .95",
+        "COCO: AP 0.000  AP50 0.062  AP75 0.125  APs –  APm 0.250  APl 0.312",
+        "COCO: AR1 0.375  AR10 0.438  AR100 0.500  ARs 0.562  ARm 0.625  ARl 0.688",
+    ]
+    short = str(report(coco={}, class_names=("c", "dog", "d"))).split("\n")
+    assert short[0].startswith("class  objects") and len(short[0]) == len(short[1])
+    assert len(short) == 5 and short[3].endswith("0.375       –")
+
+
+def test_a_report_in_plain_values(tmp_path):
+    plain = report().to_dict()
+    nothing = {"recall": [], "precision": [], "scores": []}
+    assert plain == {
+        "pictures": 7,
+        "iou_threshold": 0.5,
+        "voc07_map": 0.25,
+        "voc_map": 0.375,
+        "coco": {n: None if n == "APs" else k / 16 for k, n in enumerate(evaluation.COCO_FIGURES)},
+        "classes": {
+            "cat": {
+                "objects": 4,
+                "difficult": 1,
+                "detections": 3,
+                "voc07": 0.25,
+                "voc": 0.375,
+                "coco": 0.125,
+                "curve": {"recall": [0.25, 0.5], "precision": [1, 0.666667], "scores": [0.9, 0.7]},
+            },
+            "dog": dict(objects=0, difficult=0, detections=0, voc07=None, voc=None, coco=None, curve=nothing),
+            "a ship": dict(
+                objects=0, difficult=2, detections=5, voc07=None, voc=None, coco=0.5, curve=nothing
+            ),
+        },
+    }
+    for k in ("objects", "difficult", "detections"):
+        assert type(plain["classes"]["cat"][k]) is int
+    full = report().to_dict(True)
+    assert full.pop("detections") == [{"boxes": [[0, 1, 2, 3]], "scores": [0], "labels": [0]}]
+    assert full == plain
+    for detections in (False, True):
+        path = report().to_json(str(tmp_path / "r.json"), detections)
+        assert path == tmp_path / "r.json" and ("detections" in path.read_text()[-200:]) >= detections
+        assert json.loads(path.read_text()) == report().to_dict(detections)
+    assert json.loads(report().to_json(tmp_path / "s.json").read_text()) == plain
+
+
+def many(n, **changes):
+    names = tuple(f"class {k}" for k in range(n))
+    curve = evaluation.precision_recall_curve([0.9, 0.8], [1, 0], 2)
+    values = np.linspace(0.9, 0.1, n).round(3)
+    return report(class_names=names, voc=values, curves=dict.fromkeys(names, curve), **changes)
+
+
+def test_the_figure_of_a_report():
+    from matplotlib.colors import to_rgba
+
+    axes = many(16).plot()
+    assert axes.figure.get_size_inches().tolist() == [7, 4.2]
+    assert axes.get_xlim() == (0, 1.01) and axes.get_ylim() == (0, 1.03)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("recall", "precision")
+    assert many(2).plot(axes) is axes and len(axes.lines) == 18  # into axes that are given
+    colors = evaluation.PALETTE
+    for k, line in enumerate(axes.lines[:16]):
+        assert line.get_color() == colors[k % len(colors)]
+        assert line.get_linestyle() == ("-", "--", ":", "-.")[k // len(colors) % 4]
+        assert line.get_label() == f"class {k}  {np.linspace(0.9, 0.1, 16)[k].round(3):.2f}"
+        assert line.get_xdata().tolist() == [0.5, 0.5, 0.5] and line.get_ydata().tolist() == [1, 0.5, 0]
+    legend = axes.get_legend()
+    assert legend.get_title().get_text() == "" and not legend.get_frame_on()
+    assert legend._loc == 6 and {t.get_fontsize() for t in legend.get_texts()} == {9}
+    corner = axes.transAxes.inverted().transform(legend.get_bbox_to_anchor().get_points()[0])
+    np.testing.assert_allclose(corner, [1.01, 0.5])
+
+    axes = many(40).plot()
+    grey, named = axes.lines[:24], axes.lines[24:]
+    assert all(to_rgba(x.get_color()) == to_rgba(evaluation.GREY) for x in grey)
+    assert all(x.get_linewidth() == 0.6 for x in grey)
+    names = [x.get_label().split("  ")[0] for x in named]
+    assert names == [f"class {k}" for k in (*range(8), *range(32, 40))]
+    assert [x.get_color() for x in named] == [colors[k % len(colors)] for k in range(16)]
+    assert axes.get_legend().get_title().get_text() == "best and worst 8 of 40"
+
+
+def test_the_figure_of_a_report_without_objects():
+    axes = many(2, objects=np.zeros(3, int)).plot()
+    assert len(axes.lines) == 2
+    empty = report(voc=np.full(3, np.nan)).plot()
+    assert not empty.lines and empty.get_legend() is None
+
+
+def test_names_in_order_of_their_precision():
+    values = np.array([0.5] * 9 + [np.nan] + [0.9] * 9)
+    drawn, named = evaluation._named(report(voc=values))
+    assert drawn.tolist() == [*range(9), *range(10, 19)]
+    assert named.tolist() == [*range(10, 18), *range(1, 9)]  # equals in their order
+    assert evaluation._cut("x" * 24) == "x" * 24 and evaluation._cut("x" * 25) == "x" * 23 + "…"
+    assert (evaluation.LEGEND, evaluation.POINTS) == (16, 2_000)
+
+
+def test_points_of_a_curve():
+    rng = np.random.default_rng(0)
+    for n in (0, 1, 1999, 2000, 5000):
+        curve = evaluation.precision_recall_curve(np.arange(n)[::-1], rng.random(n) < 0.5, max(n, 1))
+        recall, precision = evaluation._points(curve)
+        assert len(recall) == len(precision) == min(n, 2000) + (n > 0)
+        if n:
+            assert precision[-1] == 0 and recall[-1] == recall[-2] == curve.recall[-1]
+            assert (recall[0], precision[0]) == (curve.recall[0], curve.precision[0])
+            if n <= 2000:
+                np.testing.assert_array_equal(precision[:-1], curve.precision)
+
+
+def test_small_figures():
+    nan = float("nan")
+    assert evaluation._figure(nan) == "–" and evaluation._figure(0.12345) == "0.123"
+    assert evaluation._none(nan) is None and type(evaluation._none(np.float32(0.5))) is float
+    assert np.isnan(evaluation._undefined(-1)) and evaluation._undefined(0) == 0
+    assert type(evaluation._undefined(np.float32(0.5))) is float
+    assert evaluation._mean([1, nan, 2]) == 1.5 and type(evaluation._mean([1])) is float
+    assert np.isnan(evaluation._mean([nan])) and np.isnan(evaluation._mean([]))
+    none = report(coco={})
+    assert np.isnan(none.coco_ap) and np.isnan(none.coco_ap50)
+    assert report().coco_ap50 == 1 / 16 and report().voc_map == 0.375 and report().metric("voc07") == 0.25
+
+
+def test_constants_and_defaults_of_the_evaluation():
+    limits = evaluation.COCO_MOST, evaluation.PIECE, evaluation.MANY
+    assert limits == (100, 50_000, 250_000)
+    assert (evaluation.FASTER, evaluation.PLAIN) == ("faster_coco_eval", "pycocotools")
+    assert (evaluation.HIT, evaluation.FALSE_ALARM, evaluation.LEFT_OUT) == (1, 0, -1)
+
+    def defaults(function):
+        given = inspect.signature(function).parameters.items()
+        return {k: p.default for k, p in given if p.default is not p.empty}
+
+    assert defaults(evaluation.evaluate) == {
+        "batch_size": 8,
+        "iou_threshold": 0.5,
+        "score_threshold": None,
+        "progress": True,
+        "coco": True,
+    }
+    assert defaults(evaluation.evaluate_detections) == {"iou_threshold": 0.5, "coco": True}
+    assert defaults(evaluation.average_precision) == {"method": "voc07", "num_objects": None}
+    assert defaults(evaluation.match_detections) == {"num_classes": None}
+    assert defaults(evaluation.coco_metrics) == {"library": None}
+    assert defaults(evaluation.stack_detections) == {"records": ()}
+    assert evaluation.Report.__dataclass_fields__["detections"].default == ()
+    assert " detections=" not in repr(report())
+
+
+def test_options_are_shares():
+    for good in (0, 1, 0.5, np.float32(0.5), np.int64(1)):
+        evaluation._share("x", good)
+    for bad in (-1e-9, 1.000001, "1", None, float("nan")):
+        with pytest.raises(ValueError) as error:
+            evaluation._share("x", bad)
+        assert str(error.value) == f"x must be 0 and at most 1, not {bad!r}"
+    for threshold in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="iou_threshold must be above 0 and at most 1, not"):
+            evaluation.evaluate_detections([], [], ("a",), threshold)
+        with pytest.raises(ValueError, match="iou_threshold must be above 0 and at most 1, not"):
+            evaluation.judge(None, threshold)
+        with pytest.raises(ValueError, match="iou_threshold must be above 0 and at most 1, not"):
+            evaluation.evaluate(None, None, iou_threshold=threshold)
+
+
+def test_labels_too_large_and_pictures_too_few():
+    detected = [found(1), found(0), found(3)]
+    records = [record(), record(), record()]
+    evaluation._stacked(detected, records, 3)
+    with pytest.raises(ValueError) as error:
+        evaluation._stacked(detected, records, 2)
+    assert str(error.value) == (
+        "picture 2 (cat.jpg) has a detection with label 2, but there are only 2 classes"
+    )
+    with pytest.raises(ValueError) as error:
+        evaluation._stacked([found(0), found(1), found(0)], records, 1)
+    assert str(error.value) == "picture 0 (cat.jpg) has an object with label 1, but there are only 1 classes"
+    objects = stack_objects(records)
+    with pytest.raises(ValueError, match="^picture 2 has a detection with label 2"):
+        evaluation._stacked(detected, objects, 2)
+    for few in (records[:2], stack_objects(records[:2])):
+        with pytest.raises(ValueError, match="detections for 3 pictures but 2 records"):
+            evaluation._stacked(detected, few)
+        with pytest.raises(ValueError, match="detections for 3 pictures but 2 records"):
+            evaluation._stacked(stack_detections(detected), few)
+    assert evaluation._called(2, [record()] * 2) == "picture 2"
+    assert evaluation._called(0, [record(image=None)]) == "picture 0"
+
+
+class Data(list):
+    class_names = ("a", "b")
+
+
+def test_what_is_asked_of_the_detector(monkeypatch, capfd):
+    asked = []
+
+    def predict(detector, paths, batch_size, score_threshold):
+        asked.append((detector, paths, batch_size, score_threshold))
+        for path in paths:
+            yield path, Found(np.array([[0, 0, 4, 2.0]]), np.array([0.5]), np.array([2]))
+
+    monkeypatch.setattr(evaluation, "predict", predict)
+    detector = SimpleNamespace(class_names=["c", "b", "a"])
+    data = Data([record(boxes=[[0, 0, 4, 2]], labels=[0], image=f"{i}.jpg") for i in range(3)])
+    made = evaluation.evaluate(detector, data, coco=False)
+    bar = capfd.readouterr().err
+    assert "detecting" in bar and "3/3" in bar and "picture/s" in bar
+    assert made.class_names == ("a", "b", "c") and made.num_detections.tolist() == [3, 0, 0]
+    assert made.voc_map == 1 and made.coco == {} and made.iou_threshold == 0.5
+    again = evaluation.evaluate(detector, data, np.int64(2), 0.75, 0.25, progress=False)
+    assert capfd.readouterr().err == "" and again.iou_threshold == 0.75 and again.coco_ap == 1
+    evaluation.evaluate(detector, data, 1, progress=False, coco=False)
+    evaluation.evaluate(detector, Data(), 4, progress=False, coco=False)
+    names = ["0.jpg", "1.jpg", "2.jpg"]
+    assert asked == [
+        (detector, names, 3, None),
+        (detector, names, 2, 0.25),
+        (detector, names, 1, None),
+        (detector, [], 1, None),
+    ]
+    with pytest.raises(ValueError, match=r"^picture 1 \(cat.jpg\) has an object with label 3, but"):
+        evaluation.evaluate(detector, Data([data[0], record(labels=[0, 3])]), progress=False)
+    with pytest.raises(ValueError) as error:
+        evaluation.evaluate(SimpleNamespace(class_names=["b", "c"]), data)
+    assert "1 class(es)" in str(error.value) and "not know: a; it knows b, c. Give" in str(error.value)
+    with pytest.raises(ValueError, match="^the detector has no class names"):
+        evaluation.evaluate(object(), data)
