@@ -407,3 +407,157 @@ def test_what_is_asked_of_the_detector(monkeypatch, capfd):
     assert "1 class(es)" in str(error.value) and "not know: a; it knows b, c. Give" in str(error.value)
     with pytest.raises(ValueError, match="^the detector has no class names"):
         evaluation.evaluate(object(), data)
+
+
+def test_small_matters_of_the_truth():
+    assert evaluation._called(0, [SimpleNamespace()]) == "picture 0"
+    assert inspect.signature(evaluation._flags).parameters["name"].default == "a record"
+    objects = stack_objects([record(areas=[0, 0.5])])
+    assert objects.areas.tolist() == [0, 0.5] and objects.areas.dtype == np.float64
+    assert objects.boxes.dtype == np.float64 and objects.labels.dtype == np.int32
+    assert objects.difficult.dtype == objects.crowd.dtype == bool
+    assert not objects.difficult.any() and not objects.crowd.any()
+    negative = stack_objects([record(boxes=[[5, 1, 2, 3], [0, 0, 1, 1]])])
+    assert negative.areas.tolist() == [-6, 1]  # as the box says; COCO counts it in no size
+    nothing = stack_objects([])
+    assert nothing.boxes.shape == (0, 4) and nothing.ends.tolist() == [0] and nothing.picture.tolist() == []
+    padded = Found([[0, 0, 1, 1], [-1, -1, -1, -1], [0, 0, 2, 2]], [0.5, -1, np.float64(0.25)], [0, -1, 1])
+    rows = evaluation._rows(padded, "it")
+    assert [r.tolist() for r in rows] == [[[0, 0, 1, 1], [0, 0, 2, 2]], [0.5, 0.25], [0, 1]]
+    # padding may hold anything
+    evaluation._rows(Found([[np.nan] * 4], [np.inf], [-1]), "it")
+
+
+def test_matches_of_three_pictures():
+    detected = [
+        Found(np.array([[0, 0, 4, 2], [0, 0, 4, 4], [9, 9, 10, 10]]), np.array([0.5, 0.6, 0.7]), [1, 0, 1]),
+        Found(np.zeros((0, 4)), np.zeros(0), np.zeros(0)),
+        Found(np.array([[1, 1, 3, 5], [0, 0, 2, 2], [0, 0, 4, 2]]), np.array([0.1, 0.2, 0.3]), [0, 0, 1]),
+    ]
+    twice = record(boxes=[[0, 0, 4, 2], [0, 0, 4, 2]], labels=[1, 1], difficult=[False, True])
+    made = evaluation.match_detections(detected, [twice, record(), record(crowd=[True, False])], 2)
+    assert made.picture.tolist() == [0, 0, 0, 2, 2, 2] and made.label.tolist() == [1, 0, 1, 0, 0, 1]
+    assert made.score.tolist() == [0.5, 0.6, 0.7, 0.1, 0.2, 0.3]
+    assert made.best.tolist() == [0, -1, -1, 5, 5, 4] and made.best.dtype == np.int32
+    np.testing.assert_allclose(made.overlap, [1, 0, 0, 1, 1 / 11, 1])
+    assert made.object_picture.tolist() == [0, 0, 1, 1, 2, 2]
+    assert made.object_label.tolist() == [1, 1, 1, 0, 1, 0]
+    assert made.ignored.tolist() == [False, True, False, False, True, False]
+    verdict = evaluation.judge(made, 0.05)
+    assert verdict.tolist() == [1, 0, 0, 0, 1, -1] and verdict.dtype == np.int8
+    assert evaluation.judge(made, 0.5).tolist() == [1, 0, 0, 1, 0, -1]
+    assert evaluation.judge(made, 1).tolist() == [1, 0, 0, 1, 0, -1]
+    none = evaluation.match_detections([found(2)], [SimpleNamespace(boxes=[], labels=[])])
+    assert none.best.tolist() == [-1, -1] and none.overlap.tolist() == [0, 0]
+    assert evaluation.judge(none, 0.5).tolist() == [0, 0]
+
+
+def test_curves_and_precisions_by_hand():
+    curve = evaluation.precision_recall_curve([0.5, 0.9, 0.5, 0.1, 0.7], [0, 1, 1, 1, -1], np.int64(4))
+    assert curve.scores.tolist() == [0.9, 0.5, 0.5, 0.1] and type(curve.num_objects) is int
+    assert curve.hits.tolist() == [True, False, True, True]
+    assert curve.recall.tolist() == [0.25, 0.25, 0.5, 0.75]
+    np.testing.assert_allclose(curve.precision, [1, 0.5, 2 / 3, 0.75])
+    recall, precision, scores = evaluation.precision_recall([np.float32(0.5), 0.25], [1, 0], 2)
+    assert recall.tolist() == [0.5, 0.5] and precision.tolist() == [1, 0.5]
+    assert scores.dtype == np.float64 and scores.tolist() == [0.5, 0.25]
+    ap = evaluation.average_precision
+    assert ap([0.25, 0.25, 0.5, 0.75], curve.precision, "voc") == pytest.approx(0.25 + 0.5 * 0.75)
+    # recalls 0, .1, .2 have precision 1, those to .7 have .75
+    for number in (None, 4):
+        assert ap(curve.recall, curve.precision, "voc07", number) == pytest.approx((3 + 5 * 0.75) / 11)
+    assert ap([], []) == ap([], [], "voc") == 0 and type(ap([], [])) is type(ap([], [], "voc")) is float
+    assert ap([1], [1]) == ap([1], [1], "voc") == ap([1], [1], "voc07", 3) == 1
+    assert np.isnan(ap([np.nan], [0])) and type(ap([np.nan, 1], [0, 1])) is float
+    no_object = evaluation.precision_recall_curve([0.5], [0], 0)
+    assert np.isnan(no_object.recall).tolist() == [True] and no_object.precision.tolist() == [0]
+    for recall, precision in (([0.5], [1, 1]), ([[0.5]], [[1]]), (0.5, 1)):
+        with pytest.raises(ValueError, match="two rows of the same length"):
+            ap(recall, precision)
+    for method in ("coco", "VOC", None):
+        with pytest.raises(ValueError) as error:
+            ap([1], [1], method)
+        assert str(error.value) == f'method must be "voc07" or "voc", not {method!r}'
+
+
+def test_libraries_by_name():
+    pytest.importorskip("pycocotools")
+    pytest.importorskip("faster_coco_eval")
+    for name, module in ((None, "faster_coco_eval"), ("faster_coco_eval",) * 2, ("pycocotools",) * 2):
+        for kind in evaluation._coco_library(name):
+            assert kind.__module__.split(".")[0] == module
+    with pytest.raises(ValueError) as error:
+        evaluation._coco_library("coco")
+    assert str(error.value) == 'library must be "pycocotools" or "faster_coco_eval", not \'coco\''
+
+
+@pytest.mark.parametrize("name", [None, "faster_coco_eval", "pycocotools"])
+def test_libraries_that_are_missing(monkeypatch, name):
+    import sys
+
+    for module in ("faster_coco_eval", "pycocotools", "pycocotools.coco", "pycocotools.cocoeval"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError) as error:
+        evaluation._coco_library(name)
+    wanted = name or "pycocotools"
+    assert str(error.value) == (
+        f"COCO's figures need {wanted}, which is not installed: pip install"
+        f" {wanted.replace('_', '-')}, or evaluate with coco=False"
+    )
+
+
+def test_only_the_faster_library_is_missing(monkeypatch):
+    import sys
+
+    pytest.importorskip("pycocotools")
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    assert evaluation._coco_library()[1].__module__.startswith("pycocotools")
+    with pytest.raises(ImportError, match="pip install faster-coco-eval,"):
+        evaluation._coco_library("faster_coco_eval")
+
+
+@pytest.mark.parametrize("library", ["pycocotools", "faster_coco_eval"])
+def test_a_piece_as_the_library_gets_it(library, capsys):
+    pytest.importorskip(library)
+    COCO = evaluation._coco_library(library)[0]
+    boxes = np.array([[1, 2, 4, 8], [0, 0, 2, 2], [3, 3, 4, 5]], np.float32)
+    detected = stack_detections(
+        [
+            Found(boxes[:2], np.float32([0.5, 0.25]), [1, 0]),
+            found(0),
+            Found(boxes, [0.1, 0.2, 0.3], [1, 1, 0]),
+        ]
+    )
+    truths = [
+        record(labels=[1, 1], areas=[7.5, 3], crowd=[True, True], difficult=[False, True]),
+        record(),
+        record(labels=[0, 1], areas=[5, 6], difficult=[True, True]),
+    ]
+    objects = stack_objects(truths)
+    mine, truth = np.flatnonzero(detected.labels == 1), np.flatnonzero(objects.labels == 1)
+    real, guessed = evaluation._piece(COCO, 1, range(3), detected, mine, objects, truth)
+    for side in (real, guessed):
+        assert side.dataset["images"] == [{"id": 0}, {"id": 1}, {"id": 2}]
+        assert side.dataset["categories"] == [{"id": 1, "name": "1"}]
+        assert sorted(side.getImgIds()) == [0, 1, 2] and side.getCatIds() == [1]
+    row = ("id", "category_id", "image_id", "bbox", "area", "iscrowd")
+    assert [tuple(a[n] for n in row) for a in real.dataset["annotations"]] == [
+        (1, 1, 0, [0, 0, 4, 2], 7.5, 1),
+        (2, 1, 0, [1, 1, 2, 4], 3, 1),
+        (3, 1, 1, [0, 0, 4, 2], 8, 0),
+        (4, 1, 2, [1, 1, 2, 4], -1, 0),
+    ]
+    assert [tuple(a[n] for n in (*row, "score")) for a in guessed.dataset["annotations"]] == [
+        (1, 1, 0, [1, 2, 3, 6], 18, 0, 0.5),
+        (2, 1, 2, [1, 2, 3, 6], 18, 0, 0.1),
+        (3, 1, 2, [0, 0, 2, 2], 4, 0, 0.2),
+    ]
+
+
+def test_pictures_are_cut_where_a_piece_is_full(monkeypatch):
+    monkeypatch.setattr(evaluation, "PIECE", 10)
+    pictures = np.array([2, 3, 5, 8, 9])
+    picture = np.repeat(pictures, [4, 6, 1, 25, 2])
+    cut = evaluation._pieces(pictures, picture)
+    assert [c.tolist() for c in cut] == [[2, 3], [5, 8], [9]]
+    assert [c.tolist() for c in evaluation._pieces(pictures, picture[:0])] == [[2, 3, 5, 8, 9]]
