@@ -282,6 +282,13 @@ def test_a_score_of_just_the_threshold_is_too_low(specific, nms):
         np.testing.assert_array_equal(numpy(x), np.array(expected))
 
 
+@pytest.mark.parametrize("specific", [True, False])
+def test_a_single_box_below_the_threshold(specific):
+    boxes, scores = np.ones((2, 1, 4), "float32"), np.full((2, 1, 1), 0.1, "float32")
+    for x in filter_detections(boxes, scores, specific, True, 0.25, 0.5, 4, 3):
+        assert (numpy(x) == -1).all()
+
+
 def test_a_score_of_nought_above_a_negative_threshold():
     boxes = np.array([[[0, 0, 4, 4], [8, 0, 12, 4], [1, 2, 3, 4]]], "float32")
     found = filter_detections(boxes, np.array([[[0.0], [0.0], [0.0]]]), True, True, -0.5, 0.5, 4, 5)
