@@ -223,6 +223,13 @@ def test_crops_begin_at_the_corner_unless_told():
     np.testing.assert_array_equal(zoom_to_canvas(big, [], (40, 60), 2.0)[0], big[:40, :60])
 
 
+def test_a_crop_of_a_picture_that_is_enlarged():
+    for at, down, right in (((0, 0), 0, 0), ((1, 0), 40, 0), ((0, 1), 0, 60), ((0.5, 0.5), 20, 30)):
+        boxes = zoom_to_canvas(PICTURE, [[25, 15, 35, 25]], (40, 60), 2.0, at)[1]
+        kept = np.clip([50 - right, 30 - down, 70 - right, 50 - down], 0, [60, 40, 60, 40])
+        np.testing.assert_allclose(boxes, [kept])
+
+
 def test_a_picture_of_less_than_a_pixel_is_one_pixel():
     for picture in (PICTURE, PICTURE.transpose(1, 0, 2)):
         canvas = zoom_to_canvas(np.ascontiguousarray(picture), [], (2, 2), 0.01)[0]
@@ -302,6 +309,9 @@ def test_an_epoch_set_by_hand_or_drawn_outside_does_not_count(data):
     assert g.epoch == 5
     g.on_epoch_begin(), g.on_epoch_end(), g[2], g.on_epoch_end()
     assert g.epoch == 5
+    fresh = train_generator(data, HP, 2, workers=0)
+    fresh[2], fresh.on_epoch_end()  # drawn before Keras began
+    assert fresh.epoch == 0
     callback = g.callback()
     assert callback.params is None and callback.model is None
     assert inspect.signature(callback.on_epoch_begin).parameters["logs"].default is None
