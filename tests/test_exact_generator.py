@@ -256,6 +256,10 @@ def test_items_out_of_range(data):
         with pytest.raises(IndexError, match="batch -?[13] of 3"):
             call()
     np.testing.assert_array_equal(g[-3][0], g[0][0])
+    g.set_epoch(0, start=1)  # item -1 is none of this epoch, though batch 0 is
+    for call in (lambda: g.indices(-1), lambda: g[-3], lambda: g.files(-1)):
+        with pytest.raises(IndexError, match="batch -1 of 2"):
+            call()
 
 
 def test_the_words_for_no_memory():
