@@ -320,7 +320,8 @@ def score(module, options):
     with tempfile.TemporaryDirectory() as folder:
         options.notes = Path(folder) / "notes.json"
         pytest.main(
-            ["-q", "-s", "-p", "no:cacheprovider", "--no-header", *tests], plugins=[Mutation(module, options)]
+            ["-q", "-s", "-p", "no:cacheprovider", "--no-header", "-k", options.tests, *tests],
+            plugins=[Mutation(module, options)],
         )
 
 
@@ -334,6 +335,7 @@ def main():
     parser.add_argument("--list", action="store_true", help="list the mutants and run nothing")
     parser.add_argument("--every", type=int, default=1, help="take every N-th mutant")
     parser.add_argument("--slowest", type=float, default=60, help="leave out tests that take more seconds")
+    parser.add_argument("--tests", default="", help="only tests with such names, as pytest's -k")
     parser.add_argument("--engine", default="numpy", choices=("numpy", "tensorflow", "jax"))
     options = parser.parse_args()
     os.environ.update(
