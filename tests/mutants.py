@@ -285,13 +285,16 @@ class Mutation:
         print(f"{self.module}: {len(items)} tests, {len(failed)} left out, {sound:.0f} s", flush=True)
         whole = functions(self.path.read_text())
         found, lines = list(mutants(self.path.read_text())), self.path.read_text().splitlines()
-        for number in self.options.only or range(0, len(found), self.options.every):
+        for count, number in enumerate(self.options.only or range(0, len(found), self.options.every)):
+            if count % 25 == 0 < count:
+                print(f"  … {count} at {time.time() - started:.0f} s", flush=True)
             line, text, tree = found[number]
             code = compile(ast.unparse(ast.fix_missing_locations(tree)), str(self.path), "exec")
             # a default may be read without a call
             first, _, last = next((span for span in whole if span[1] <= line <= span[2]), (0, 0, 0))
             fitting = [i for i in items if first == 0 or any(first <= n <= last for n in calls[i.nodeid])]
-            if self.fork(fitting, code, 30 + 5 * sound) == 0:
+            limit = 20 + 5 * sum(seconds[i.nodeid] for i in fitting)
+            if self.fork(fitting, code, limit) == 0:
                 self.survivors.append(number)
                 print(
                     f"  {number:4} survives, line {line}: {text}    | {lines[line - 1].strip()[:70]}",
@@ -317,7 +320,8 @@ def score(module, options):
     with tempfile.TemporaryDirectory() as folder:
         options.notes = Path(folder) / "notes.json"
         pytest.main(
-            ["-q", "-s", "-p", "no:cacheprovider", "--no-header", *tests], plugins=[Mutation(module, options)]
+            ["-q", "-s", "-p", "no:cacheprovider", "--no-header", "-k", options.tests, *tests],
+            plugins=[Mutation(module, options)],
         )
 
 
@@ -331,6 +335,7 @@ def main():
     parser.add_argument("--list", action="store_true", help="list the mutants and run nothing")
     parser.add_argument("--every", type=int, default=1, help="take every N-th mutant")
     parser.add_argument("--slowest", type=float, default=60, help="leave out tests that take more seconds")
+    parser.add_argument("--tests", default="", help="only tests with such names, as pytest's -k")
     parser.add_argument("--engine", default="numpy", choices=("numpy", "tensorflow", "jax"))
     options = parser.parse_args()
     os.environ.update(

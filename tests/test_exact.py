@@ -155,6 +155,18 @@ def test_coding_takes_whole_numbers_and_flat_boxes():
     np.testing.assert_allclose(back, [[1, 0, 11, 20]], rtol=1e-6)
 
 
+def test_factors_of_another_type_leave_float32():
+    anchor, box = np.array([[0, 0, 10, 20]], "float32"), np.array([[5, 10, 15, 60]], "float32")
+    wanted = [[0.5, 1.25, 0, math.log(2.5)]]
+    for std in ((1, 1, 1, 1), np.ones(4, "float64")):
+        deltas = encode_boxes(anchor, box, std)
+        back = decode_boxes(anchor, deltas, std)
+        for found in (deltas, back):
+            assert keras.backend.standardize_dtype(found.dtype) == "float32"
+        np.testing.assert_allclose(numpy(deltas), wanted, rtol=1e-6)
+        np.testing.assert_allclose(numpy(back), box, rtol=1e-6)
+
+
 def test_regress_boxes():
     anchors = np.array([[[0, 0, 10, 20], [5, 5, 20, 20]]], "float32")
     deltas = np.random.default_rng(0).normal(size=(3, 2, 4)).astype("float32")
@@ -201,7 +213,12 @@ def test_suppression_by_itself():
         [[1, 0, -1]],
     )
     np.testing.assert_array_equal(numpy(non_max_suppression(boxes, scores, labels, 0.5, 2)), [[1, 3]])
-    np.testing.assert_array_equal(numpy(non_max_suppression(boxes, scores, labels)), [[1, 3, 2] + [-1] * 297])
+
+
+def test_suppression_by_default():
+    boxes = np.array([[[0, 0, 10, 10], [0, 0, 10, 6], [0, 0, 10, 5], [20, 0, 30, 10]]], "float32")
+    kept = numpy(non_max_suppression(boxes, np.array([[0.9, 0.8, 0.7, 0]]), np.zeros((1, 4), "int32")))
+    np.testing.assert_array_equal(kept, [[0, 2, 3] + [-1] * 297])
 
 
 def test_labels_and_boxes_of_the_first_candidate_are_those_compared():
@@ -248,6 +265,37 @@ def test_filter_takes_other_types():
     assert [str(x.dtype) for x in found] == ["float32", "float32", "int32"]
     np.testing.assert_allclose(found[1], [[0.9, 0.3, 0.2, -1]], rtol=1e-6)
     np.testing.assert_array_equal(found[2], [[0, 1, 0, -1]])
+
+
+@pytest.mark.parametrize("specific", [True, False])
+@pytest.mark.parametrize("nms", [True, False])
+def test_a_score_of_just_the_threshold_is_too_low(specific, nms):
+    boxes = np.array([[[0, 0, 4, 4], [8, 0, 12, 4], [0, 8, 4, 12]]] * 2, "float32")
+    scores = np.array([[[0.25, 0], [0, 0.5], [0.125, 0]], [[0, 0], [0.25, 0.75], [0.125, 0.375]]])
+    found = filter_detections(boxes, scores, specific, nms, 0.25, 0.5, 4, 3)
+    wanted = [
+        [[boxes[0, 1], [-1] * 4, [-1] * 4], [boxes[1, 1], boxes[1, 2], [-1] * 4]],
+        [[0.5, -1, -1], [0.75, 0.375, -1]],
+        [[1, -1, -1], [1, 1, -1]],
+    ]
+    for x, expected in zip(found, wanted):
+        np.testing.assert_array_equal(numpy(x), np.array(expected))
+
+
+@pytest.mark.parametrize("specific", [True, False])
+def test_a_single_box_below_the_threshold(specific):
+    boxes, scores = np.ones((2, 1, 4), "float32"), np.full((2, 1, 1), 0.1, "float32")
+    for x in filter_detections(boxes, scores, specific, True, 0.25, 0.5, 4, 3):
+        assert (numpy(x) == -1).all()
+
+
+def test_a_score_of_nought_above_a_negative_threshold():
+    boxes = np.array([[[0, 0, 4, 4], [8, 0, 12, 4], [1, 2, 3, 4]]], "float32")
+    found = filter_detections(boxes, np.array([[[0.0], [0.0], [0.0]]]), True, True, -0.5, 0.5, 4, 5)
+    np.testing.assert_array_equal(numpy(found[1]), [[0, 0, 0, -1, -1]])
+    np.testing.assert_array_equal(numpy(found[0])[0, :3], boxes[0])
+    found = filter_detections(boxes, np.array([[[0.0], [0.0], [0.0]]]), False, False, -0.5, 0.5, 4, 5)
+    np.testing.assert_array_equal(numpy(found[2]), [[0, 0, 0, -1, -1]])
 
 
 # ---- targets

@@ -1,5 +1,7 @@
 """What mutation testing found untested in the evaluation: areas, the arrays of a data set, checks, pieces of COCO's sums."""
 
+import inspect
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -145,3 +147,417 @@ def test_metrics_by_name():
     with pytest.raises(ValueError, match="voc07, voc or coco"):
         report.metric("map")
     assert np.isnan(evaluation.evaluate_detections(*crowded(), ("a", "b"), coco=False).metric("coco"))
+
+
+# ---- a report by hand: its text, its JSON, its figure
+
+
+def report(**changes):
+    curve = evaluation.precision_recall_curve([0.9, 0.8, 0.7000000001], [1, 0, 1], 4)
+    nothing = evaluation.precision_recall_curve([], [], 0)
+    values = {
+        "class_names": ("cat", "dog", "a ship"),
+        "iou_threshold": 0.5,
+        "pictures": 7,
+        "objects": np.array([4, 0, 0]),
+        "difficult": np.array([1, 0, 2]),
+        "num_detections": np.array([3, 0, 5]),
+        "voc07": np.array([0.25, np.nan, np.nan]),
+        "voc": np.array([0.375, np.nan, np.nan]),
+        "coco": {n: np.nan if n == "APs" else k / 16 for k, n in enumerate(evaluation.COCO_FIGURES)},
+        "coco_per_class": np.array([0.125, np.nan, 0.5]),
+        "curves": {"cat": curve, "dog": nothing, "a ship": nothing},
+        "detections": [found(1)],
+    }
+    return evaluation.Report(**{**values, **changes})
+
+
+def test_the_table_of_a_report():
+    assert str(report(iou_threshold=0.25)).split("\n") == [
+        "class   objects  difficult  detections   VOC07     VOC    COCO",
+        "cat           4          1           3   0.250   0.375   0.125",
+        "a ship        0          2           5       –       –   0.500",
+        "mean          4          3           8   0.250   0.375   0.000",
+        "7 pictures; VOC at IoU 0.25, COCO at IoU .50 … .95",
+        "COCO: AP 0.000  AP50 0.062  AP75 0.125  APs –  APm 0.250  APl 0.312",
+        "COCO: AR1 0.375  AR10 0.438  AR100 0.500  ARs 0.562  ARm 0.625  ARl 0.688",
+    ]
+    short = str(report(coco={}, class_names=("c", "dog", "d"))).split("\n")
+    assert short[0].startswith("class  objects") and len(short[0]) == len(short[1])
+    assert len(short) == 5 and short[3].endswith("0.375       –")
+
+
+def test_a_report_in_plain_values(tmp_path):
+    plain = report().to_dict()
+    nothing = {"recall": [], "precision": [], "scores": []}
+    assert plain == {
+        "pictures": 7,
+        "iou_threshold": 0.5,
+        "voc07_map": 0.25,
+        "voc_map": 0.375,
+        "coco": {n: None if n == "APs" else k / 16 for k, n in enumerate(evaluation.COCO_FIGURES)},
+        "classes": {
+            "cat": {
+                "objects": 4,
+                "difficult": 1,
+                "detections": 3,
+                "voc07": 0.25,
+                "voc": 0.375,
+                "coco": 0.125,
+                "curve": {"recall": [0.25, 0.5], "precision": [1, 0.666667], "scores": [0.9, 0.7]},
+            },
+            "dog": dict(objects=0, difficult=0, detections=0, voc07=None, voc=None, coco=None, curve=nothing),
+            "a ship": dict(
+                objects=0, difficult=2, detections=5, voc07=None, voc=None, coco=0.5, curve=nothing
+            ),
+        },
+    }
+    for k in ("objects", "difficult", "detections"):
+        assert type(plain["classes"]["cat"][k]) is int
+    full = report().to_dict(True)
+    assert full.pop("detections") == [{"boxes": [[0, 1, 2, 3]], "scores": [0], "labels": [0]}]
+    assert full == plain
+    for detections in (False, True):
+        path = report().to_json(str(tmp_path / "r.json"), detections)
+        assert path == tmp_path / "r.json" and ("detections" in path.read_text()[-200:]) >= detections
+        assert json.loads(path.read_text()) == report().to_dict(detections)
+    assert json.loads(report().to_json(tmp_path / "s.json").read_text()) == plain
+
+
+def many(n, **changes):
+    names = tuple(f"class {k}" for k in range(n))
+    curve = evaluation.precision_recall_curve([0.9, 0.8], [1, 0], 2)
+    values = np.linspace(0.9, 0.1, n).round(3)
+    return report(class_names=names, voc=values, curves=dict.fromkeys(names, curve), **changes)
+
+
+def test_the_figure_of_a_report():
+    from matplotlib.colors import to_rgba
+
+    axes = many(16).plot()
+    assert axes.figure.get_size_inches().tolist() == [7, 4.2]
+    assert axes.get_xlim() == (0, 1.01) and axes.get_ylim() == (0, 1.03)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("recall", "precision")
+    assert many(2).plot(axes) is axes and len(axes.lines) == 18  # into axes that are given
+    colors = evaluation.PALETTE
+    for k, line in enumerate(axes.lines[:16]):
+        assert line.get_color() == colors[k % len(colors)]
+        assert line.get_linestyle() == ("-", "--", ":", "-.")[k // len(colors) % 4]
+        assert line.get_label() == f"class {k}  {np.linspace(0.9, 0.1, 16)[k].round(3):.2f}"
+        assert line.get_xdata().tolist() == [0.5, 0.5, 0.5] and line.get_ydata().tolist() == [1, 0.5, 0]
+    legend = axes.get_legend()
+    assert legend.get_title().get_text() == "" and not legend.get_frame_on()
+    assert legend._loc == 6 and {t.get_fontsize() for t in legend.get_texts()} == {9}
+    corner = axes.transAxes.inverted().transform(legend.get_bbox_to_anchor().get_points()[0])
+    np.testing.assert_allclose(corner, [1.01, 0.5])
+
+    axes = many(40).plot()
+    grey, named = axes.lines[:24], axes.lines[24:]
+    assert all(to_rgba(x.get_color()) == to_rgba(evaluation.GREY) for x in grey)
+    assert all(x.get_linewidth() == 0.6 for x in grey)
+    names = [x.get_label().split("  ")[0] for x in named]
+    assert names == [f"class {k}" for k in (*range(8), *range(32, 40))]
+    assert [x.get_color() for x in named] == [colors[k % len(colors)] for k in range(16)]
+    assert axes.get_legend().get_title().get_text() == "best and worst 8 of 40"
+
+
+def test_the_figure_of_a_report_without_objects():
+    axes = many(2, objects=np.zeros(3, int)).plot()
+    assert len(axes.lines) == 2
+    empty = report(voc=np.full(3, np.nan)).plot()
+    assert not empty.lines and empty.get_legend() is None
+
+
+def test_names_in_order_of_their_precision():
+    values = np.array([0.5] * 9 + [np.nan] + [0.9] * 9)
+    drawn, named = evaluation._named(report(voc=values))
+    assert drawn.tolist() == [*range(9), *range(10, 19)]
+    assert named.tolist() == [*range(10, 18), *range(1, 9)]  # equals in their order
+    assert evaluation._cut("x" * 24) == "x" * 24 and evaluation._cut("x" * 25) == "x" * 23 + "…"
+    assert (evaluation.LEGEND, evaluation.POINTS) == (16, 2_000)
+
+
+def test_points_of_a_curve():
+    rng = np.random.default_rng(0)
+    for n in (0, 1, 1999, 2000, 5000):
+        curve = evaluation.precision_recall_curve(np.arange(n)[::-1], rng.random(n) < 0.5, max(n, 1))
+        recall, precision = evaluation._points(curve)
+        assert len(recall) == len(precision) == min(n, 2000) + (n > 0)
+        if n:
+            assert precision[-1] == 0 and recall[-1] == recall[-2] == curve.recall[-1]
+            assert (recall[0], precision[0]) == (curve.recall[0], curve.precision[0])
+            if n <= 2000:
+                np.testing.assert_array_equal(precision[:-1], curve.precision)
+
+
+def test_small_figures():
+    nan = float("nan")
+    assert evaluation._figure(nan) == "–" and evaluation._figure(0.12345) == "0.123"
+    assert evaluation._none(nan) is None and type(evaluation._none(np.float32(0.5))) is float
+    assert np.isnan(evaluation._undefined(-1)) and evaluation._undefined(0) == 0
+    assert type(evaluation._undefined(np.float32(0.5))) is float
+    assert evaluation._mean([1, nan, 2]) == 1.5 and type(evaluation._mean([1])) is float
+    assert np.isnan(evaluation._mean([nan])) and np.isnan(evaluation._mean([]))
+    none = report(coco={})
+    assert np.isnan(none.coco_ap) and np.isnan(none.coco_ap50)
+    assert report().coco_ap50 == 1 / 16 and report().voc_map == 0.375 and report().metric("voc07") == 0.25
+
+
+def test_constants_and_defaults_of_the_evaluation():
+    limits = evaluation.COCO_MOST, evaluation.PIECE, evaluation.MANY
+    assert limits == (100, 50_000, 250_000)
+    assert (evaluation.FASTER, evaluation.PLAIN) == ("faster_coco_eval", "pycocotools")
+    assert (evaluation.HIT, evaluation.FALSE_ALARM, evaluation.LEFT_OUT) == (1, 0, -1)
+
+    def defaults(function):
+        given = inspect.signature(function).parameters.items()
+        return {k: p.default for k, p in given if p.default is not p.empty}
+
+    assert defaults(evaluation.evaluate) == {
+        "batch_size": 8,
+        "iou_threshold": 0.5,
+        "score_threshold": None,
+        "progress": True,
+        "coco": True,
+    }
+    assert defaults(evaluation.evaluate_detections) == {"iou_threshold": 0.5, "coco": True}
+    assert defaults(evaluation.average_precision) == {"method": "voc07", "num_objects": None}
+    assert defaults(evaluation.match_detections) == {"num_classes": None}
+    assert defaults(evaluation.coco_metrics) == {"library": None}
+    assert defaults(evaluation.stack_detections) == {"records": ()}
+    assert evaluation.Report.__dataclass_fields__["detections"].default == ()
+    assert " detections=" not in repr(report())
+
+
+def test_options_are_shares():
+    for good in (0, 1, 0.5, np.float32(0.5), np.int64(1)):
+        evaluation._share("x", good)
+    for bad in (-1e-9, 1.000001, "1", None, float("nan")):
+        with pytest.raises(ValueError) as error:
+            evaluation._share("x", bad)
+        assert str(error.value) == f"x must be 0 and at most 1, not {bad!r}"
+    for threshold in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="iou_threshold must be above 0 and at most 1, not"):
+            evaluation.evaluate_detections([], [], ("a",), threshold)
+        with pytest.raises(ValueError, match="iou_threshold must be above 0 and at most 1, not"):
+            evaluation.judge(None, threshold)
+        with pytest.raises(ValueError, match="iou_threshold must be above 0 and at most 1, not"):
+            evaluation.evaluate(None, None, iou_threshold=threshold)
+
+
+def test_labels_too_large_and_pictures_too_few():
+    detected = [found(1), found(0), found(3)]
+    records = [record(), record(), record()]
+    evaluation._stacked(detected, records, 3)
+    with pytest.raises(ValueError) as error:
+        evaluation._stacked(detected, records, 2)
+    assert str(error.value) == (
+        "picture 2 (cat.jpg) has a detection with label 2, but there are only 2 classes"
+    )
+    with pytest.raises(ValueError) as error:
+        evaluation._stacked([found(0), found(1), found(0)], records, 1)
+    assert str(error.value) == "picture 0 (cat.jpg) has an object with label 1, but there are only 1 classes"
+    objects = stack_objects(records)
+    with pytest.raises(ValueError, match="^picture 2 has a detection with label 2"):
+        evaluation._stacked(detected, objects, 2)
+    for few in (records[:2], stack_objects(records[:2])):
+        with pytest.raises(ValueError, match="detections for 3 pictures but 2 records"):
+            evaluation._stacked(detected, few)
+        with pytest.raises(ValueError, match="detections for 3 pictures but 2 records"):
+            evaluation._stacked(stack_detections(detected), few)
+    assert evaluation._called(2, [record()] * 2) == "picture 2"
+    assert evaluation._called(0, [record(image=None)]) == "picture 0"
+
+
+class Data(list):
+    class_names = ("a", "b")
+
+
+def test_what_is_asked_of_the_detector(monkeypatch, capfd):
+    asked = []
+
+    def predict(detector, paths, batch_size, score_threshold):
+        asked.append((detector, paths, batch_size, score_threshold))
+        for path in paths:
+            yield path, Found(np.array([[0, 0, 4, 2.0]]), np.array([0.5]), np.array([2]))
+
+    monkeypatch.setattr(evaluation, "predict", predict)
+    detector = SimpleNamespace(class_names=["c", "b", "a"])
+    data = Data([record(boxes=[[0, 0, 4, 2]], labels=[0], image=f"{i}.jpg") for i in range(3)])
+    made = evaluation.evaluate(detector, data, coco=False)
+    bar = capfd.readouterr().err
+    assert "detecting" in bar and "3/3" in bar and "picture/s" in bar
+    assert made.class_names == ("a", "b", "c") and made.num_detections.tolist() == [3, 0, 0]
+    assert made.voc_map == 1 and made.coco == {} and made.iou_threshold == 0.5
+    again = evaluation.evaluate(detector, data, np.int64(2), 0.75, 0.25, progress=False)
+    assert capfd.readouterr().err == "" and again.iou_threshold == 0.75 and again.coco_ap == 1
+    evaluation.evaluate(detector, data, 1, progress=False, coco=False)
+    evaluation.evaluate(detector, Data(), 4, progress=False, coco=False)
+    names = ["0.jpg", "1.jpg", "2.jpg"]
+    assert asked == [
+        (detector, names, 3, None),
+        (detector, names, 2, 0.25),
+        (detector, names, 1, None),
+        (detector, [], 1, None),
+    ]
+    with pytest.raises(ValueError, match=r"^picture 1 \(cat.jpg\) has an object with label 3, but"):
+        evaluation.evaluate(detector, Data([data[0], record(labels=[0, 3])]), progress=False)
+    with pytest.raises(ValueError) as error:
+        evaluation.evaluate(SimpleNamespace(class_names=["b", "c"]), data)
+    assert "1 class(es)" in str(error.value) and "not know: a; it knows b, c. Give" in str(error.value)
+    with pytest.raises(ValueError, match="^the detector has no class names"):
+        evaluation.evaluate(object(), data)
+
+
+def test_small_matters_of_the_truth():
+    assert evaluation._called(0, [SimpleNamespace()]) == "picture 0"
+    assert inspect.signature(evaluation._flags).parameters["name"].default == "a record"
+    objects = stack_objects([record(areas=[0, 0.5])])
+    assert objects.areas.tolist() == [0, 0.5] and objects.areas.dtype == np.float64
+    assert objects.boxes.dtype == np.float64 and objects.labels.dtype == np.int32
+    assert objects.difficult.dtype == objects.crowd.dtype == bool
+    assert not objects.difficult.any() and not objects.crowd.any()
+    negative = stack_objects([record(boxes=[[5, 1, 2, 3], [0, 0, 1, 1]])])
+    assert negative.areas.tolist() == [-6, 1]  # as the box says; COCO counts it in no size
+    nothing = stack_objects([])
+    assert nothing.boxes.shape == (0, 4) and nothing.ends.tolist() == [0] and nothing.picture.tolist() == []
+    padded = Found([[0, 0, 1, 1], [-1, -1, -1, -1], [0, 0, 2, 2]], [0.5, -1, np.float64(0.25)], [0, -1, 1])
+    rows = evaluation._rows(padded, "it")
+    assert [r.tolist() for r in rows] == [[[0, 0, 1, 1], [0, 0, 2, 2]], [0.5, 0.25], [0, 1]]
+    # padding may hold anything
+    evaluation._rows(Found([[np.nan] * 4], [np.inf], [-1]), "it")
+
+
+def test_matches_of_three_pictures():
+    detected = [
+        Found(np.array([[0, 0, 4, 2], [0, 0, 4, 4], [9, 9, 10, 10]]), np.array([0.5, 0.6, 0.7]), [1, 0, 1]),
+        Found(np.zeros((0, 4)), np.zeros(0), np.zeros(0)),
+        Found(np.array([[1, 1, 3, 5], [0, 0, 2, 2], [0, 0, 4, 2]]), np.array([0.1, 0.2, 0.3]), [0, 0, 1]),
+    ]
+    twice = record(boxes=[[0, 0, 4, 2], [0, 0, 4, 2]], labels=[1, 1], difficult=[False, True])
+    made = evaluation.match_detections(detected, [twice, record(), record(crowd=[True, False])], 2)
+    assert made.picture.tolist() == [0, 0, 0, 2, 2, 2] and made.label.tolist() == [1, 0, 1, 0, 0, 1]
+    assert made.score.tolist() == [0.5, 0.6, 0.7, 0.1, 0.2, 0.3]
+    assert made.best.tolist() == [0, -1, -1, 5, 5, 4] and made.best.dtype == np.int32
+    np.testing.assert_allclose(made.overlap, [1, 0, 0, 1, 1 / 11, 1])
+    assert made.object_picture.tolist() == [0, 0, 1, 1, 2, 2]
+    assert made.object_label.tolist() == [1, 1, 1, 0, 1, 0]
+    assert made.ignored.tolist() == [False, True, False, False, True, False]
+    verdict = evaluation.judge(made, 0.05)
+    assert verdict.tolist() == [1, 0, 0, 0, 1, -1] and verdict.dtype == np.int8
+    assert evaluation.judge(made, 0.5).tolist() == [1, 0, 0, 1, 0, -1]
+    assert evaluation.judge(made, 1).tolist() == [1, 0, 0, 1, 0, -1]
+    none = evaluation.match_detections([found(2)], [SimpleNamespace(boxes=[], labels=[])])
+    assert none.best.tolist() == [-1, -1] and none.overlap.tolist() == [0, 0]
+    assert evaluation.judge(none, 0.5).tolist() == [0, 0]
+
+
+def test_curves_and_precisions_by_hand():
+    curve = evaluation.precision_recall_curve([0.5, 0.9, 0.5, 0.1, 0.7], [0, 1, 1, 1, -1], np.int64(4))
+    assert curve.scores.tolist() == [0.9, 0.5, 0.5, 0.1] and type(curve.num_objects) is int
+    assert curve.hits.tolist() == [True, False, True, True]
+    assert curve.recall.tolist() == [0.25, 0.25, 0.5, 0.75]
+    np.testing.assert_allclose(curve.precision, [1, 0.5, 2 / 3, 0.75])
+    recall, precision, scores = evaluation.precision_recall([np.float32(0.5), 0.25], [1, 0], 2)
+    assert recall.tolist() == [0.5, 0.5] and precision.tolist() == [1, 0.5]
+    assert scores.dtype == np.float64 and scores.tolist() == [0.5, 0.25]
+    ap = evaluation.average_precision
+    assert ap([0.25, 0.25, 0.5, 0.75], curve.precision, "voc") == pytest.approx(0.25 + 0.5 * 0.75)
+    # recalls 0, .1, .2 have precision 1, those to .7 have .75
+    for number in (None, 4):
+        assert ap(curve.recall, curve.precision, "voc07", number) == pytest.approx((3 + 5 * 0.75) / 11)
+    assert ap([], []) == ap([], [], "voc") == 0 and type(ap([], [])) is type(ap([], [], "voc")) is float
+    assert ap([1], [1]) == ap([1], [1], "voc") == ap([1], [1], "voc07", 3) == 1
+    assert np.isnan(ap([np.nan], [0])) and type(ap([np.nan, 1], [0, 1])) is float
+    no_object = evaluation.precision_recall_curve([0.5], [0], 0)
+    assert np.isnan(no_object.recall).tolist() == [True] and no_object.precision.tolist() == [0]
+    for recall, precision in (([0.5], [1, 1]), ([[0.5]], [[1]]), (0.5, 1)):
+        with pytest.raises(ValueError, match="two rows of the same length"):
+            ap(recall, precision)
+    for method in ("coco", "VOC", None):
+        with pytest.raises(ValueError) as error:
+            ap([1], [1], method)
+        assert str(error.value) == f'method must be "voc07" or "voc", not {method!r}'
+
+
+def test_libraries_by_name():
+    pytest.importorskip("pycocotools")
+    pytest.importorskip("faster_coco_eval")
+    for name, module in ((None, "faster_coco_eval"), ("faster_coco_eval",) * 2, ("pycocotools",) * 2):
+        for kind in evaluation._coco_library(name):
+            assert kind.__module__.split(".")[0] == module
+    with pytest.raises(ValueError) as error:
+        evaluation._coco_library("coco")
+    assert str(error.value) == 'library must be "pycocotools" or "faster_coco_eval", not \'coco\''
+
+
+@pytest.mark.parametrize("name", [None, "faster_coco_eval", "pycocotools"])
+def test_libraries_that_are_missing(monkeypatch, name):
+    import sys
+
+    for module in ("faster_coco_eval", "pycocotools", "pycocotools.coco", "pycocotools.cocoeval"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError) as error:
+        evaluation._coco_library(name)
+    wanted = name or "pycocotools"
+    assert str(error.value) == (
+        f"COCO's figures need {wanted}, which is not installed: pip install"
+        f" {wanted.replace('_', '-')}, or evaluate with coco=False"
+    )
+
+
+def test_only_the_faster_library_is_missing(monkeypatch):
+    import sys
+
+    pytest.importorskip("pycocotools")
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    assert evaluation._coco_library()[1].__module__.startswith("pycocotools")
+    with pytest.raises(ImportError, match="pip install faster-coco-eval,"):
+        evaluation._coco_library("faster_coco_eval")
+
+
+@pytest.mark.parametrize("library", ["pycocotools", "faster_coco_eval"])
+def test_a_piece_as_the_library_gets_it(library, capsys):
+    pytest.importorskip(library)
+    COCO = evaluation._coco_library(library)[0]
+    boxes = np.array([[1, 2, 4, 8], [0, 0, 2, 2], [3, 3, 4, 5]], np.float32)
+    detected = stack_detections(
+        [
+            Found(boxes[:2], np.float32([0.5, 0.25]), [1, 0]),
+            found(0),
+            Found(boxes, [0.1, 0.2, 0.3], [1, 1, 0]),
+        ]
+    )
+    truths = [
+        record(labels=[1, 1], areas=[7.5, 3], crowd=[True, True], difficult=[False, True]),
+        record(),
+        record(labels=[0, 1], areas=[5, 6], difficult=[True, True]),
+    ]
+    objects = stack_objects(truths)
+    mine, truth = np.flatnonzero(detected.labels == 1), np.flatnonzero(objects.labels == 1)
+    real, guessed = evaluation._piece(COCO, 1, range(3), detected, mine, objects, truth)
+    for side in (real, guessed):
+        assert side.dataset["images"] == [{"id": 0}, {"id": 1}, {"id": 2}]
+        assert side.dataset["categories"] == [{"id": 1, "name": "1"}]
+        assert sorted(side.getImgIds()) == [0, 1, 2] and side.getCatIds() == [1]
+    row = ("id", "category_id", "image_id", "bbox", "area", "iscrowd")
+    assert [tuple(a[n] for n in row) for a in real.dataset["annotations"]] == [
+        (1, 1, 0, [0, 0, 4, 2], 7.5, 1),
+        (2, 1, 0, [1, 1, 2, 4], 3, 1),
+        (3, 1, 1, [0, 0, 4, 2], 8, 0),
+        (4, 1, 2, [1, 1, 2, 4], -1, 0),
+    ]
+    assert [tuple(a[n] for n in (*row, "score")) for a in guessed.dataset["annotations"]] == [
+        (1, 1, 0, [1, 2, 3, 6], 18, 0, 0.5),
+        (2, 1, 2, [1, 2, 3, 6], 18, 0, 0.1),
+        (3, 1, 2, [0, 0, 2, 2], 4, 0, 0.2),
+    ]
+
+
+def test_pictures_are_cut_where_a_piece_is_full(monkeypatch):
+    monkeypatch.setattr(evaluation, "PIECE", 10)
+    pictures = np.array([2, 3, 5, 8, 9])
+    picture = np.repeat(pictures, [4, 6, 1, 25, 2])
+    cut = evaluation._pieces(pictures, picture)
+    assert [c.tolist() for c in cut] == [[2, 3], [5, 8], [9]]
+    assert [c.tolist() for c in evaluation._pieces(pictures, picture[:0])] == [[2, 3, 5, 8, 9]]

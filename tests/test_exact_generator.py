@@ -216,3 +216,122 @@ def test_only_an_epoch_drawn_to_its_end_counts(data):
     g.on_epoch_end()  # once
     g.on_epoch_begin(), g.on_epoch_end()  # what was drawn before does not count
     assert g.epoch == 1
+
+
+def test_crops_begin_at_the_corner_unless_told():
+    big = np.repeat(np.repeat(PICTURE, 2, 0), 2, 1)
+    np.testing.assert_array_equal(zoom_to_canvas(big, [], (40, 60), 2.0)[0], big[:40, :60])
+
+
+def test_a_crop_of_a_picture_that_is_enlarged():
+    for at, down, right in (((0, 0), 0, 0), ((1, 0), 40, 0), ((0, 1), 0, 60), ((0.5, 0.5), 20, 30)):
+        boxes = zoom_to_canvas(PICTURE, [[25, 15, 35, 25]], (40, 60), 2.0, at)[1]
+        kept = np.clip([50 - right, 30 - down, 70 - right, 50 - down], 0, [60, 40, 60, 40])
+        np.testing.assert_allclose(boxes, [kept])
+
+
+def test_a_picture_of_less_than_a_pixel_is_one_pixel():
+    for picture in (PICTURE, PICTURE.transpose(1, 0, 2)):
+        canvas = zoom_to_canvas(np.ascontiguousarray(picture), [], (2, 2), 0.01)[0]
+        assert canvas[0, 0].any() and not canvas[1].any() and not canvas[:, 1].any()
+
+
+def test_boxes_turned_inside_out_one_way_have_no_share():
+    boxes = [[9, 5, 5, 9], [5, 9, 9, 5], [6, 5, 5, 9], [5, 6, 9, 5]]
+    np.testing.assert_array_equal(zoom_to_canvas(PICTURE, boxes, (40, 60))[2], np.zeros(4))
+
+
+def test_how_far_ahead_large_batches_are_made(data):
+    for batch_size, ahead in ((4, 2), (8, 1)):
+        g = train_generator(data, HP.replace(image_size=(9_000, 9_000)), batch_size, workers=8)
+        assert g._ahead == ahead
+    assert train_generator(data, HP, workers=8)._ahead == 16
+    assert train_generator(data, HP, workers=0)._ahead == 0
+
+
+def test_items_out_of_range(data):
+    g = train_generator(data, HP, workers=0)
+    assert g.error is None
+    for call in (lambda: g[-4], lambda: g[3], lambda: g.indices(-1), lambda: g.indices(3)):
+        with pytest.raises(IndexError, match="batch -?[13] of 3"):
+            call()
+    np.testing.assert_array_equal(g[-3][0], g[0][0])
+    g.set_epoch(0, start=1)  # item -1 is none of this epoch, though batch 0 is
+    for call in (lambda: g.indices(-1), lambda: g[-3], lambda: g.files(-1)):
+        with pytest.raises(IndexError, match="batch -1 of 2"):
+            call()
+
+
+def test_the_words_for_no_memory():
+    cause = MemoryError()
+    error = module._named(cause, "cat.jpg")
+    words = str(error)
+    assert words.startswith("cat.jpg could not be prepared (")
+    assert words.endswith("): lower batch_size or image_size")
+    assert type(error) is MemoryError and error.__cause__ is cause
+    assert str(module._named(KeyError("x"), "cat.jpg")) == "cat.jpg could not be prepared ('x')"
+
+
+def test_waiting_of_less_than_a_second_and_of_no_time(monkeypatch):
+    shelf = Shelf(lambda key: shelf.waiting, 0)
+    clock = iter([10.0, 10.25, 10.5, 10.5, 20.0, 20.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    assert shelf.take(1) is None  # while the first thing is made there is no share yet
+    assert shelf.waiting == 1.0
+    assert shelf.take(2) == 1.0 and shelf.waiting == pytest.approx(0.5)
+    shelf.restart()
+    assert shelf.take(3) is None and shelf.waiting == 0.0
+
+
+def test_closing_drops_what_waits_and_waits_for_what_runs():
+    gate, started, made = threading.Event(), threading.Event(), []
+
+    def make(key):
+        if key == "slow":
+            started.set()
+            assert gate.wait(20)
+        made.append((key, threading.current_thread().name))
+        return key
+
+    shelf = Shelf(make, 1)
+    assert shelf.take("now", ["slow", "never"]) == "now" and started.wait(20)
+    threading.Timer(0.2, gate.set).start()
+    shelf.close()
+    assert [key for key, _ in made] == ["now", "slow"] and not shelf._ahead and shelf._pool is None
+    assert made[1][1] == "retinanet-pictures_0"
+    shelf.close()  # a second time does nothing
+    shelf.take("again", ["next"])
+    assert shelf.take("next") == "next"
+    shelf.close()
+
+
+def test_an_epoch_set_by_hand_or_drawn_outside_does_not_count(data):
+    g = train_generator(data, HP, 2, workers=0)
+    g.on_epoch_begin(), g.set_epoch(3), g.on_epoch_end()
+    assert g.epoch == 3
+    g.on_epoch_begin(), g[2], g.set_epoch(5), g.on_epoch_end()
+    assert g.epoch == 5
+    g.on_epoch_begin(), g.on_epoch_end(), g[2], g.on_epoch_end()
+    assert g.epoch == 5
+    fresh = train_generator(data, HP, 2, workers=0)
+    fresh[2], fresh.on_epoch_end()  # drawn before Keras began
+    assert fresh.epoch == 0
+    callback = g.callback()
+    assert callback.params is None and callback.model is None
+    assert inspect.signature(callback.on_epoch_begin).parameters["logs"].default is None
+
+
+def test_a_batch_is_drawn_with_its_boxes_and_names(data, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(module, "draw_detections", lambda *what: drawn.append(what) or len(drawn))
+    monkeypatch.setattr(module, "show_grid", lambda pictures, columns: (pictures, columns))
+    images = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
+    boxes = np.arange(16).reshape(2, 2, 4)
+    batch = images, {"boxes": boxes, "labels": np.array([[0, -1], [1, 0]])}
+    assert module.show_batch(batch) == ([1, 2], 4)
+    assert module.show_batch(batch, ["a", "b"], 3) == ([3, 4], 3)
+    for k, (image, found, scores, labels, names) in enumerate(drawn):
+        np.testing.assert_array_equal(image, images[k % 2])
+        assert found.tolist() == boxes[k % 2][: 1 + k % 2].tolist()
+        assert labels.tolist() == [[0], [1, 0]][k % 2]
+        assert scores is None and names == (None if k < 2 else ["a", "b"])
