@@ -30,8 +30,6 @@ from retinanet_nb.evaluation import (
     iou_matrix,
     judge,
     match_detections,
-    stack_detections,
-    stack_objects,
 )
 from retinanet_nb.pictures import (
     draw_box,

@@ -28,7 +28,7 @@ LONG_RUNS = {
     "06d_inspection.ipynb": 354,
     "07c_selfcheck.ipynb": 183,
     "08_demo.ipynb": 84,
-    "10_cli.ipynb": 135,
+    "10_cli.ipynb": 133,
     "10a_main.ipynb": 43,
     "12_playground.ipynb": 42,
     "90a_files.ipynb": 124,
