@@ -16,6 +16,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import functools
 import inspect
 import json
 import os
@@ -123,29 +124,44 @@ def replacements(node):
 
 
 def mutants(source):
-    """Every mutant of a module: (line, text, tree)."""
+    """Every mutant of a module: (line, text, a function that makes its tree)."""
     tree = ast.parse(source)
     for path, node in _walk(tree, ()):
         for text, change in changes(node):
-            fresh = copy.deepcopy(tree)
-            change(_at(fresh, path))
-            yield node.lineno if hasattr(node, "lineno") else 0, text, fresh
+            line = node.lineno if hasattr(node, "lineno") else 0
+            yield line, text, functools.partial(_changed, tree, path, change)
         for new in replacements(node):
-            fresh = copy.deepcopy(tree)
-            holder, (field, index) = _at(fresh, path[:-1]), path[-1]
             put = new if isinstance(new, ast.AST) else ast.Constant(new)
-            if index is None:
-                setattr(holder, field, put)
-            else:
-                getattr(holder, field)[index] = put
-            yield node.lineno, f"{ast.unparse(node)[:40]} → {ast.unparse(put)[:40]}", fresh
+            text = f"{ast.unparse(node)[:40]} → {ast.unparse(put)[:40]}"
+            yield node.lineno, text, functools.partial(_replaced, tree, path, put)
         for i, statement in enumerate(
             getattr(node, "body", ()) if isinstance(getattr(node, "body", None), list) else ()
         ):
             if isinstance(statement, (ast.Raise, ast.AugAssign)) or _is_call(statement):
-                fresh = copy.deepcopy(tree)
-                _at(fresh, path).body[i] = ast.Pass()
-                yield statement.lineno, f"left out: {ast.unparse(statement)[:50]}", fresh
+                text = f"left out: {ast.unparse(statement)[:50]}"
+                yield statement.lineno, text, functools.partial(_without, tree, path, i)
+
+
+def _changed(tree, path, change):
+    fresh = copy.deepcopy(tree)
+    change(_at(fresh, path))
+    return fresh
+
+
+def _replaced(tree, path, put):
+    fresh = copy.deepcopy(tree)
+    holder, (field, index) = _at(fresh, path[:-1]), path[-1]
+    if index is None:
+        setattr(holder, field, put)
+    else:
+        getattr(holder, field)[index] = put
+    return fresh
+
+
+def _without(tree, path, i):
+    fresh = copy.deepcopy(tree)
+    _at(fresh, path).body[i] = ast.Pass()
+    return fresh
 
 
 def _is_call(statement):
@@ -288,8 +304,8 @@ class Mutation:
         for count, number in enumerate(self.options.only or range(0, len(found), self.options.every)):
             if count % 25 == 0 < count:
                 print(f"  … {count} at {time.time() - started:.0f} s", flush=True)
-            line, text, tree = found[number]
-            code = compile(ast.unparse(ast.fix_missing_locations(tree)), str(self.path), "exec")
+            line, text, make = found[number]
+            code = compile(ast.unparse(ast.fix_missing_locations(make())), str(self.path), "exec")
             # a default may be read without a call
             first, _, last = next((span for span in whole if span[1] <= line <= span[2]), (0, 0, 0))
             fitting = [i for i in items if first == 0 or any(first <= n <= last for n in calls[i.nodeid])]

@@ -51,6 +51,7 @@ def test_detections_are_a_sequence_of_pictures():
     assert (
         isinstance(few, Detections) and few.ends.tolist() == [0, 1, 1, 3] and few.labels.tolist() == [1, 0, 2]
     )
+    assert len(stack.take([])) == 3 and stack.take([]).ends.tolist() == [0, 0, 0, 0]
     assert stack_detections(stack) is stack
 
 
@@ -251,14 +252,14 @@ def test_the_figure_of_a_report():
     corner = axes.transAxes.inverted().transform(legend.get_bbox_to_anchor().get_points()[0])
     np.testing.assert_allclose(corner, [1.01, 0.5])
 
-    axes = many(40).plot()
-    grey, named = axes.lines[:24], axes.lines[24:]
+    axes = many(41).plot()
+    grey, named = axes.lines[:25], axes.lines[25:]
     assert all(to_rgba(x.get_color()) == to_rgba(evaluation.GREY) for x in grey)
     assert all(x.get_linewidth() == 0.6 for x in grey)
     names = [x.get_label().split("  ")[0] for x in named]
-    assert names == [f"class {k}" for k in (*range(8), *range(32, 40))]
+    assert names == [f"class {k}" for k in (*range(8), *range(33, 41))]
     assert [x.get_color() for x in named] == [colors[k % len(colors)] for k in range(16)]
-    assert axes.get_legend().get_title().get_text() == "best and worst 8 of 40"
+    assert axes.get_legend().get_title().get_text() == "best and worst 8 of 41"
 
 
 def test_the_figure_of_a_report_without_objects():
