@@ -280,7 +280,9 @@ def _named(error, path):
         return error
     kind = MemoryError if isinstance(error, MemoryError) else ValueError
     hint = ": lower batch_size or image_size" if kind is MemoryError else ""
-    named = kind(f"{path} could not be prepared ({str(error) or 'no memory'}){hint}")
+    named = kind(
+        f"{path} could not be prepared ({str(error) or 'no memory'}){hint}"
+    )
     named.__cause__ = error
     return named
 
