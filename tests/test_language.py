@@ -39,7 +39,7 @@ def blocks(cells):
 @cache
 def plain(block):
     "A block without code, addresses, references and tags: what is read aloud."
-    return re.sub(r"@(fig|tbl)-[\w-]+", " ", TAG.sub(" ", LINK.sub("] ", CODE.sub(" ", block))))
+    return re.sub(r"@[\w-]+", " ", TAG.sub(" ", LINK.sub("] ", CODE.sub(" ", block))))
 
 
 @cache
@@ -54,6 +54,8 @@ def pages():
     order = []
 
     def walk(entries):
+        if isinstance(entries, str):
+            entries = sorted(p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").glob(entries))
         for entry in entries:
             if isinstance(entry, dict):
                 walk(entry["contents"])
@@ -146,7 +148,7 @@ def used_too_early(pages, terms):
 @cache
 def readable(block):
     "A block without addresses and references; code stays, for some terms are code."
-    return re.sub(r"@(fig|tbl)-[\w-]+", " ", TAG.sub(" ", LINK.sub("] ", block)))
+    return re.sub(r"@[\w-]+", " ", TAG.sub(" ", LINK.sub("] ", block)))
 
 
 def test_nothing_is_used_before_it_is_explained():
@@ -195,7 +197,11 @@ def words_of(text):
 def texts():
     "(where, text) of everything that is read: prose, captions, docstrings of the package."
     found = [("index.ipynb", plain(b)) for b in blocks(cells("index.ipynb"))]
-    found += [(name, plain(block)) for name, page in pages().items() for block in page]
+    made = {
+        "reference.ipynb",
+        "bibliography.ipynb",
+    }  # of docstrings, which are read themselves, and of titles
+    found += [(name, plain(block)) for name, page in pages().items() if name not in made for block in page]
     for path in sorted((ROOT / "retinanet_nb").glob("*.py")):
         if path.name == "_modidx.py":
             continue
