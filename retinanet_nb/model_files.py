@@ -127,7 +127,7 @@ def _check_layer(settings):
     repeated = {k: settings[k] for k in _FILTER & set(settings)}
     if repeated:
         HyperParameters().replace(**repeated)
-    if set(settings) == _ANCHORS:
+    if _ANCHORS <= set(settings):
         AnchorParameters(**settings)
     for name, value in settings.items():
         for number in value if isinstance(value, list) else [value]:
@@ -244,6 +244,9 @@ ARCHITECTURE = (
     "feature_size",
     "subnet_depth",
     "subnet_norm",
+    "norm_epsilon",
+    "pyramid_top",
+    "padding",
     "anchors",
     "box_std",
 )

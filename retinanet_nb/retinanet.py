@@ -141,9 +141,10 @@ def _rows(levels, num_classes, h):
     "Both subnets over all levels: deltas (B, N, 4) and logits (B, N, K)."
     per_cell = h.anchors.num_anchors
     shape = (h.feature_size, h.subnet_depth)
-    boxes = regression_subnet(per_cell, *shape, h.subnet_norm)
+    norm = (h.subnet_norm, h.norm_epsilon)
+    boxes = regression_subnet(per_cell, *shape, *norm)
     classes = classification_subnet(
-        num_classes, per_cell, *shape, h.prior_probability, h.subnet_norm
+        num_classes, per_cell, *shape, h.prior_probability, *norm
     )
     deltas = keras.layers.Concatenate(axis=1, name="deltas")(
         [boxes(level) for level in levels]
@@ -183,7 +184,7 @@ def retinanet_model(
         freeze_stages=h.freeze_stages,
         freeze_batch_norm=h.freeze_batch_norm,
     )
-    levels = feature_pyramid(*features, feature_size=h.feature_size)
+    levels = feature_pyramid(*features, h.feature_size, h.pyramid_top, h.padding)
     outputs = ModelCard(h, names, name="card")(*_rows(levels, num_classes, h))
     model = keras.Model(images, outputs, name="retinanet")
     if weights not in (None, "imagenet"):
