@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -60,10 +61,13 @@ def source(cell):
 
 def directives(cell):
     "The `#|` lines at the top of a code cell: `{'export': '', 'label': 'fig-x', …}`; Quarto's options as YAML gives them."
-    if cell["cell_type"] != "code":
-        return {}
+    return dict(_directives(source(cell))) if cell["cell_type"] == "code" else {}
+
+
+@lru_cache(None)  # a cell is asked many times, and YAML takes its time
+def _directives(text):
     found, options = {}, []
-    for line in source(cell).splitlines():
+    for line in text.splitlines():
         if not line.strip():
             continue
         match = re.match(r"#\s?\|(.*)", line)
@@ -76,7 +80,7 @@ def directives(cell):
             word, _, rest = text.strip().partition(" ")
             found[word] = rest.strip()
     try:
-        found.update(yaml.safe_load("\n".join(options)) or {})
+        found.update(yaml.safe_load("\n".join(options)) or {} if options else {})
     except yaml.YAMLError as error:
         found["broken"] = str(error).splitlines()[0]
     return found
@@ -246,7 +250,9 @@ def check_sidebar(root=ROOT):
     config = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))
 
     def entries(node):
-        if isinstance(node, str):
+        if isinstance(node, str) and "*" in node:  # Quarto puts in what the pattern finds, by name
+            yield from sorted(p.relative_to(root / "nbs").as_posix() for p in (root / "nbs").glob(node))
+        elif isinstance(node, str):
             yield node
         elif isinstance(node, list):
             for item in node:
@@ -321,12 +327,15 @@ def check_processed(root=ROOT):
 
 def docs(root=ROOT):
     "Check and process the book, and render it where Quarto is found. Returns the exit status: 1 where a check fails."
+    import website
+
     root = Path(root)
     print(f"Checking {len(notebooks(root))} pages: figures, references, links, sidebar")
-    problems = check(root)
+    problems = check(root) + website.check(root)
     if not problems:
         print("Processing the notebooks with nbdev into _proc")
         printed = process(root).strip()
+        website.finish(root)
         problems = check_processed(root) + ([f"nbdev complained:\n{printed}"] if printed else [])
     if problems:
         print(*problems, f"{len(problems)} fault(s); nothing was rendered", sep="\n")
@@ -477,7 +486,9 @@ def result(name, run, report, machine, minutes, *commands, root=ROOT):
 if __name__ == "__main__":
     command = sys.argv[1] if len(sys.argv) > 1 else "check"
     if command == "check":
-        faults = check()
+        import website
+
+        faults = check() + website.check()
         print(*faults, f"{len(notebooks())} pages, {len(faults)} fault(s)", sep="\n")
         sys.exit(bool(faults))
     elif command == "docs":
