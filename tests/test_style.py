@@ -25,14 +25,9 @@ LONG_RUNS = {
     "06a_voc.ipynb": 116,
     "06b_formats.ipynb": 109,
     "07c_selfcheck.ipynb": 183,
-    "08_demo.ipynb": 84,
     "10_cli.ipynb": 133,
     "10a_main.ipynb": 43,
-    "12_playground.ipynb": 42,
     "90a_files.ipynb": 124,
-    "90b_pages.ipynb": 110,
-    "90e_records.ipynb": 56,
-    "90f_bookmap.ipynb": 47,
 }  # the fields of one dataclass, each with its comment
 
 
