@@ -8,8 +8,8 @@ The known tools start a process for every mutant (cosmic-ray) or leave decorated
 importing Keras takes seconds, and half of the code in question is decorated. So here one process imports the engine and
 collects the tests, and a child forked from it before any operation has run takes each mutant.
 Only the tests run that reach the line in question, as a first run over the sound module notes; first the one that
-killed the mutant before in the same function, then the quick ones; the first failure ends a child. So both large modules
-run wholly, on one core, in well under an hour. NumPy is Keras's engine unless `--engine` says otherwise: tests that it
+killed the mutant before in the same function, then the quick ones; the first failure ends a child. A first round spends
+`--budget` seconds on a mutant, a second one gives the survivors all other tests that reach them. NumPy is Keras's engine unless `--engine` says otherwise: tests that it
 fails (gradients, compiled graphs) are left out, so what survives there is run again with `--engine tensorflow --only …`.
 """
 
@@ -343,6 +343,23 @@ class Mutation:
         likely = self.killers.get(function)
         return sorted(reach, key=lambda i: i.nodeid != likely or seconds[i.nodeid] > 1)
 
+    def split(self, tests, seconds):
+        """The tests that fit into the budget, one at least, and the others."""
+        spent, n = 0, 0
+        while n < len(tests) and (n == 0 or spent + seconds[tests[n].nodeid] <= self.options.budget):
+            spent += seconds[tests[n].nodeid]
+            n += 1
+        return tests[:n], tests[n:]
+
+    def killed(self, tests, code, seconds, function):
+        """Whether one of the tests fails with the mutant; which one is remembered."""
+        if not tests:
+            return False
+        status = self.fork(tests, code, 10 + 8 * sum(seconds[i.nodeid] for i in tests))
+        if status == 1:
+            self.killers[function] = self.options.notes.read_text()
+        return status != 0
+
     def pytest_runtestloop(self, session):
         started = time.time()
         items, seconds, lines = self.sound(session.items)
@@ -350,26 +367,33 @@ class Mutation:
         found, text_of, place_of = list(mutants(source)), source.splitlines(), places(source)
         numbers = self.options.only or range(0, len(found), self.options.every)
         gc.collect(), gc.freeze()  # children share the memory
-        counts = {}
+        counts, alive = {}, []
         for count, number in enumerate(numbers):
             if count % 100 == 0 < count:
-                print(f"  … {count} at {time.time() - started:.0f} s", flush=True)
+                print(f"  … {count} at {time.time() - started:.0f} s, {len(alive)} alive", flush=True)
             line, text, make = found[number]
             code = compile(ast.unparse(ast.fix_missing_locations(make())), str(self.path), "exec")
-            tests = self.fitting(items, seconds, lines, place_of[line])
-            status = self.fork(tests, code, 10 + 5 * sum(seconds[i.nodeid] for i in tests)) if tests else 0
             function = place_of[line][0]
-            tried, dead = counts.get(function, (0, 0))
-            counts[function] = tried + 1, dead + (status != 0)
-            if status == 1:
-                self.killers[function] = self.options.notes.read_text()
-            elif status == 0:
-                self.survivors.append(number)
-                how = "survives" if tests else "is reached by no test"
-                print(
-                    f"  {number:4} {how}, line {line}: {text}    | {text_of[line - 1].strip()[:70]}",
-                    flush=True,
-                )
+            first, rest = self.split(self.fitting(items, seconds, lines, place_of[line]), seconds)
+            dead = self.killed(first, code, seconds, function)
+            if not dead:
+                alive.append((number, code, rest, bool(first)))
+            tried, killed = counts.get(function, (0, 0))
+            counts[function] = tried + 1, killed + dead
+        print(
+            f"  … {len(alive)} alive at {time.time() - started:.0f} s; now with all their tests", flush=True
+        )
+        for number, code, rest, reached in alive:
+            line, text, _ = found[number]
+            function = place_of[line][0]
+            if self.killed(rest, code, seconds, function):
+                counts[function] = counts[function][0], counts[function][1] + 1
+                continue
+            self.survivors.append(number)
+            how = "survives" if reached else "is reached by no test"
+            print(
+                f"  {number:4} {how}, line {line}: {text}    | {text_of[line - 1].strip()[:70]}", flush=True
+            )
         self.tell(counts, len(numbers), time.time() - started)
         return True
 
@@ -410,6 +434,12 @@ def main():
     parser.add_argument("--list", action="store_true", help="list the mutants and run nothing")
     parser.add_argument("--every", type=int, default=1, help="take every N-th mutant")
     parser.add_argument("--slowest", type=float, default=60, help="leave out tests that take more seconds")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=1.5,
+        help="seconds of tests in the first round; what lives gets the rest",
+    )
     parser.add_argument("--tests", default="", help="only tests with such names, as pytest's -k")
     parser.add_argument("--engine", default="numpy", choices=("numpy", "tensorflow", "jax"))
     options = parser.parse_args()
