@@ -881,7 +881,7 @@ ROWS, RESULT = "detections.jsonl", "detections.json"
 def _rows_kept(ours):
     "Gives a function that keeps one row; however the block ends, they become JSON."
     lines, count, done = ours.folder / ROWS, 0, False
-    ours.take([ROWS])
+    ours.grow(ROWS)
     # names that are no UTF-8 become escapes, which JSON has for them
     file = lines.open("w", encoding="utf-8", errors="backslashreplace")
 

@@ -1,11 +1,14 @@
-"""How much memory an evaluation takes: `python tests/memory.py [PICTURES [DETECTIONS [CLASSES]]]`, 40,000 × 300 × 80 when nothing is said (minutes).
+"""How much memory an evaluation takes: `python tests/memory.py [--command] [PICTURES [DETECTIONS [CLASSES]]]`, 40,000 × 300 × 80 when nothing is said (minutes).
 
-What `retinanet_evaluate` does once its detector is loaded, in a process of its own: pictures are read and a detector is asked, whose answers are made up from a seed; then
-VOC's and COCO's figures, the report as text, JSON and curves, the mistakes, the worst pictures, and the confusions. Printed is the largest resident size that the process had
-(`VmHWM`, or `ru_maxrss` where there is none), after each step.
+With `--command` it is `retinanet_evaluate` itself, in a process of its own with TensorFlow in it: a COCO file and as many pictures are read, the carried detector is loaded and
+asked once, and what it would answer from then on is made up from a seed; report, figures and page are written as ever. Without, the same steps are called one by one, and no
+engine is loaded. Printed is the largest resident size during each step (`VmHWM`, or `ru_maxrss` where there is none: then it is that of all steps so far).
 """
 
+import contextlib
+import functools
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -28,6 +31,39 @@ def peak():
     except (OSError, StopIteration):
         size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return size / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def forget():
+    "Begin anew with the largest size, where the system can."
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+class Steps:
+    "Prints a line for every step: its name, the seconds that it took, the peak inside it."
+
+    def __init__(self):
+        self.out, self.start = os.fdopen(os.dup(1), "w"), time.time()
+        forget()
+
+    def done(self, name):
+        seconds, self.start = time.time() - self.start, time.time()
+        print(json.dumps([name, round(seconds, 1), round(peak())]), file=self.out, flush=True)
+        forget()
+
+    def follow(self, module, name):
+        "Say when a function of a module is done."
+        function = getattr(module, name)
+
+        @functools.wraps(function)
+        def followed(*args, **kwargs):
+            self.done(f"before {name}")
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.done(name)
+
+        setattr(module, name, followed)
 
 
 def shares(classes):
@@ -87,7 +123,7 @@ class Detector:
 
 
 def evaluation(pictures, detections, classes):
-    "All steps; yields a name, the seconds that it took and the peak after it."
+    "The steps of an evaluation, one by one, without an engine."
     import matplotlib
 
     matplotlib.use("Agg")
@@ -101,14 +137,7 @@ def evaluation(pictures, detections, classes):
         worst,
     )
 
-    start, names = time.time(), {}
-
-    def done(name):
-        nonlocal start
-        seconds, start = time.time() - start, time.time()
-        names[name] = round(seconds, 1), round(peak())
-        print(json.dumps([name, *names[name]]), flush=True)
-
+    done = Steps().done
     done("start")
     with tempfile.TemporaryDirectory() as folder:
         dataset = DataSet(pictures, classes, folder)
@@ -128,27 +157,109 @@ def evaluation(pictures, detections, classes):
         done("confusions")
 
 
-def measured(pictures, detections, classes):
-    "Run `evaluation` in a new process; its steps as (name, seconds, megabytes)."
-    run = subprocess.run(
-        [sys.executable, __file__, "--here", *map(str, (pictures, detections, classes))],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def coco_file(dataset, folder):
+    "A COCO file over the records of `dataset`, and a name of its own for the picture of each."
+    images, annotations = [], []
+    for i, record in enumerate(dataset, 1):
+        os.link(record.image, folder / f"{i:06}.png")
+        images.append({"id": i, "file_name": f"{i:06}.png", "width": SIDE, "height": SIDE})
+        for (x1, y1, x2, y2), label in zip(record.boxes.tolist(), record.labels.tolist()):
+            bbox = [x1, y1, x2 - x1, y2 - y1]
+            rest = {
+                "area": bbox[2] * bbox[3],
+                "iscrowd": 0,
+                "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],
+            }
+            annotations.append(
+                {"id": len(annotations), "image_id": i, "category_id": label, "bbox": bbox, **rest}
+            )
+    categories = [{"id": k, "name": name} for k, name in enumerate(dataset.class_names)]
+    path = folder / "made_up.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+def command(pictures, detections, classes, folder):
+    "`retinanet_evaluate` as a terminal would call it, but for what the detector answers."
+    import retinanet_nb
+    from retinanet_nb import cli, demo, evaluation, retinanet_box
+
+    steps = Steps()
+    for module, name in (
+        (cli, "open_dataset"),
+        (evaluation, "stack_detections"),
+        (evaluation, "_curves"),
+        (evaluation, "coco_metrics"),
+        (demo, "curves_figure"),
+        (demo, "write_gallery"),
+        (cli, "_write_evaluation"),
+        (cli, "_told_evaluation"),
+    ):
+        steps.follow(module, name)
+    load = retinanet_box.load_detector
+
+    def made_up(path):
+        real = load(path)
+        real.predict_on_batch(np.zeros((8, *real.hyperparameters.image_size, 3), np.uint8))
+        steps.done("detector")
+        return Detector(DataSet(pictures, classes, folder), detections)
+
+    retinanet_box.load_detector = made_up
+    model = Path(retinanet_nb.__file__).parent / "assets" / "shapes.keras"
+    data = folder / "pictures" / "made_up.json"
+    with contextlib.redirect_stdout(sys.stderr):
+        cli.retinanet_evaluate(str(model), str(data), out=str(folder / "out"))
+    steps.done("end")
+
+
+def measured(pictures, detections, classes, as_command=False):
+    "Run `evaluation` or `command` in a new process; its steps as (name, seconds, megabytes)."
+    with tempfile.TemporaryDirectory() as folder:
+        if as_command:  # here, so that making the file up does not count
+            within = Path(folder) / "pictures"
+            within.mkdir()
+            coco_file(DataSet(pictures, classes, within), within)
+        run = subprocess.run(
+            [
+                sys.executable,
+                __file__,
+                "--here",
+                folder if as_command else "",
+                *map(str, (pictures, detections, classes)),
+            ],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "KERAS_BACKEND": "tensorflow",
+                "CUDA_VISIBLE_DEVICES": "-1",
+                "MPLBACKEND": "Agg",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
     if run.returncode:
         raise RuntimeError(run.stderr[-3000:])
     return [tuple(json.loads(line)) for line in run.stdout.splitlines()]
 
 
-if __name__ == "__main__":
-    here = sys.argv[1:2] == ["--here"]
-    given = [int(a) for a in sys.argv[2 if here else 1 :]]
+def main():
+    given = sys.argv[1:]
+    if given[:1] == ["--here"]:
+        folder, *sizes = given[1:]
+        sizes = map(int, sizes)
+        command(*sizes, Path(folder)) if folder else evaluation(*sizes)
+        return
+    as_command = "--command" in given
+    given = [int(a) for a in given if a != "--command"]
     sizes = given + [40_000, 300, 80][len(given) :]
-    if here:
-        evaluation(*sizes)
-    else:
-        print("{} pictures, {} detections each, {} classes".format(*sizes))
-        for name, seconds, megabytes in measured(*sizes):
-            print(f"{name:12}{seconds:8.1f} s{megabytes:8} MB")
+    what = "retinanet_evaluate" if as_command else "without an engine"
+    print("{} pictures, {} detections each, {} classes, {}".format(*sizes, what))
+    steps = measured(*sizes, as_command)
+    for name, seconds, megabytes in steps:
+        print(f"{name:26}{seconds:8.1f} s{megabytes:8} MB")
+    print(f"{'at most':26}{sum(s for _, s, _ in steps):8.1f} s{max(m for _, _, m in steps):8} MB")
+
+
+if __name__ == "__main__":
+    main()
