@@ -87,8 +87,8 @@ class AnchorParameters:
 
     At every cell of a level stand `len(ratios) * len(scales)` anchors, whose
     areas are `(size * scale)**2` square pixels. Raises `ValueError` where a field
-    is empty or not positive. Source: RetinaNet (Lin et al. 2017), section 4,
-    "Anchors".
+    is empty, not positive, or of another type. Source: RetinaNet (Lin et al.
+    2017), section 4, "Anchors".
     """
 
     # side of the square anchor of scale 1, in pixels, P3…P7
@@ -98,27 +98,52 @@ class AnchorParameters:
     ratios: tuple = (0.5, 1, 2)  # height / width
     # three to the octave between one level's size and the next
     scales: tuple = (1, 2 ** (1 / 3), 2 ** (2 / 3))
+    # where in its cell an anchor is centred, in strides; torchvision: 0
+    offset: float = 0.5
+    # sides, corners and strides in whole pixels, as torchvision rounds them
+    whole_pixels: bool = False
 
     def __post_init__(self):
         for name in ("sizes", "strides", "ratios", "scales"):
             checked = _numbers(f"AnchorParameters.{name}", getattr(self, name))
             object.__setattr__(self, name, checked)
-        if len(self.sizes) != 5 or self.strides != (8, 16, 32, 64, 128):
-            raise ValueError(
-                "AnchorParameters needs five sizes and the strides (8, 16, 32,"
-                f" 64, 128) of P3…P7, not sizes={self.sizes} and"
-                f" strides={self.strides}"
+        for name, kind in (("offset", float), ("whole_pixels", bool)):
+            checked = _typed(
+                f"AnchorParameters.{name}", kind, getattr(self, name)
             )
-        if self.num_anchors > 256:
-            raise ValueError(
-                "AnchorParameters allows 256 anchors a cell, not the"
-                f" {self.num_anchors} of these ratios and scales"
-            )
+            object.__setattr__(self, name, checked)
+        _check_anchors(self)
 
     @property
     def num_anchors(self) -> int:
         "Anchors at each cell: the number of ratios times the number of scales."
         return len(self.ratios) * len(self.scales)
+
+# %% ../nbs/01_hyperparameters.ipynb #c0a01194
+def _check_anchors(a):
+    "`ValueError` where the fields of `AnchorParameters` don't go together."
+    if len(a.sizes) != 5 or a.strides != (8, 16, 32, 64, 128):
+        raise ValueError(
+            "AnchorParameters needs five sizes and the strides (8, 16, 32,"
+            f" 64, 128) of P3…P7, not sizes={a.sizes} and"
+            f" strides={a.strides}"
+        )
+    if a.num_anchors > 256:
+        raise ValueError(
+            "AnchorParameters allows 256 anchors a cell, not the"
+            f" {a.num_anchors} of these ratios and scales"
+        )
+    if not 0 <= a.offset <= 1:
+        raise ValueError(
+            f"AnchorParameters.offset must be 0 to 1 strides, not {a.offset:g}"
+        )
+    side = int(min(a.sizes) * min(a.scales))
+    slim = max(max(a.ratios), 1 / min(a.ratios)) ** 0.5
+    if a.whole_pixels and round(side / slim / 2) < 1:
+        raise ValueError(
+            "AnchorParameters.whole_pixels would round the smallest anchor,"
+            f" {side / slim:.2g} pixels wide, to nothing: give larger sizes"
+        )
 
 # %% ../nbs/01_hyperparameters.ipynb #9a5b0bf5
 def _typed(name, kind, value):
@@ -186,6 +211,7 @@ _LIMITS = {
     "seed": ("at least", 0, "at most", 2**32 - 1),
 }
 _CHOICES = {
+    "box_coding": ("center", "corners"),
     "subnet_norm": (None, "group"),
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("constant", "cosine"),
@@ -347,6 +373,8 @@ class HyperParameters(_Settings):
     anchors: AnchorParameters = field(default_factory=AnchorParameters)
     # the deltas (tx, ty, tw, th) are divided by these
     box_std: tuple = (0.1, 0.1, 0.2, 0.2)
+    # "center", or "corners" as keras-retinanet has it, with a box_std of 0.2
+    box_coding: str = "center"
     # Targets
     negative_overlap: float = 0.4  # an anchor with a smaller IoU is background
     positive_overlap: float = (
@@ -361,7 +389,9 @@ class HyperParameters(_Settings):
     # Filtering
     score_threshold: float = 0.05  # lower scores are dropped
     nms_threshold: float = 0.5  # a better box suppresses those it overlaps more
-    pre_nms_top_k: int = 1000  # candidates for suppression, over all levels
+    pre_nms_top_k: int = 1000  # candidates for suppression
+    # so many from each level, as in the paper, or from all levels together
+    top_k_per_level: bool = False
     max_detections: int = 300  # detections a picture
     # Training
     optimizer: str = "adam"  # adam, adamw or sgd (momentum 0.9)

@@ -50,7 +50,10 @@ def anchor_shapes(
         np.tile(np.asarray(anchors.scales, float), len(anchors.ratios)),
     )
     side = np.asarray(anchors.sizes, float)[:, None] * scales
-    return np.stack([side / np.sqrt(ratios), side * np.sqrt(ratios)], axis=-1)
+    if anchors.whole_pixels:
+        side = np.floor(side)
+    shapes = np.stack([side / np.sqrt(ratios), side * np.sqrt(ratios)], axis=-1)
+    return 2 * np.round(shapes / 2) if anchors.whole_pixels else shapes
 
 # %% ../nbs/06d_inspection.ipynb #ac0658fb
 def _overlaps(boxes, others):
@@ -96,11 +99,8 @@ def best_overlaps(
     for number, (stride, shapes) in enumerate(
         zip(anchors.strides, anchor_shapes(anchors))
     ):
-        nearest = lambda centre, size: (
-            (np.clip(np.floor(centre / stride), 0, -(-size // stride) - 1) + 0.5)
-            * stride
-        )
-        cx, cy = nearest((x1 + x2) / 2, width), nearest((y1 + y2) / 2, height)
+        cx = _nearest((x1 + x2) / 2, width, stride, anchors)
+        cy = _nearest((y1 + y2) / 2, height, stride, anchors)
         aw, ah = shapes[:, :1], shapes[:, 1:]  # (A, 1), against (n,)
         common = lambda a, b, distance: np.maximum(
             np.minimum(np.minimum(a, b), (a + b) / 2 - distance), 0
@@ -121,6 +121,15 @@ def best_overlaps(
             axis=1,
         )[better]
     return best.astype(np.float32), level, anchor
+
+
+def _nearest(centre, size, stride, anchors):
+    "The cells' centres nearest to `centre` along a side of `size`, pixels."
+    cells = -(-size // stride)
+    if anchors.whole_pixels:
+        stride = 32 * -(-size // 32) // cells
+    cell = np.floor(centre / stride + (0.5 - anchors.offset))
+    return (np.clip(cell, 0, cells - 1) + anchors.offset) * stride
 
 # %% ../nbs/06d_inspection.ipynb #3d13e062
 # enough: so much of all objects, and so much of each class of ten objects or more

@@ -236,6 +236,9 @@ def _check_agreement(layers, hyperparameters):
             raise ValueError("its anchors are not those of its hyperparameters")
         if kind == "RegressBoxes" and tuple(std) != hyperparameters.box_std:
             raise ValueError("its box_std is not that of its hyperparameters")
+        coding = settings.get("coding", "center")
+        if kind == "RegressBoxes" and coding != hyperparameters.box_coding:
+            raise ValueError("its box_coding is not that of its hyperparameters")
 
 # %% ../nbs/90g_model_files.ipynb #5e0b2c16
 # what the weights mean nothing without
@@ -246,6 +249,7 @@ ARCHITECTURE = (
     "subnet_norm",
     "anchors",
     "box_std",
+    "box_coding",
 )
 
 

@@ -267,7 +267,7 @@ def _check_coding(path, theirs, mine):
     """`ValueError` where `theirs`, the file's hyperparameters, mean something
     else by the same weights than `mine`.
     """
-    for name in ("anchors", "box_std"):
+    for name in ("anchors", "box_std", "box_coding"):
         if getattr(theirs, name) != getattr(mine, name):
             raise ValueError(
                 f"{path} was trained with {name} = {getattr(theirs, name)}, and"

@@ -27,7 +27,8 @@ import numpy as np
 from tqdm import tqdm
 
 from . import __version__
-from .anchors import anchors_for_shape
+from .anchors import AnchorGenerator, read_part
+from .boxes import box_coder
 from .engine import keras, ops
 from .evaluation import evaluate
 from retinanet_nb.files import (
@@ -50,7 +51,7 @@ from .records import check_records
 from .resnet50 import BACKBONES
 from .retinanet import model_card, read_model, retinanet_model
 from .retinanet_box import retinanet_box
-from .targets import assign_targets
+from .targets import Matcher, assign_targets
 
 # %% ../nbs/07b_training.ipynb #66f3440b
 class _Total(keras.losses.Loss):
@@ -69,13 +70,22 @@ class _DetectionLosses(keras.Model):
         self,
         model: keras.Model,  # of retinanet_model
         hyperparameters=None,  # None: those that the model carries
+        # parts of one's own; None: those that the hyperparameters describe
+        anchors=None,  # in place of AnchorGenerator
+        coder=None,  # in place of box_coder
+        matcher=None,  # in place of Matcher
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.custom = [read_part(part) for part in (anchors, coder, matcher)]
         card = model_card(model)
         if hyperparameters is None:
             hyperparameters = card.hyperparameters if card else HyperParameters()
         self.model, self.hyperparameters = model, hyperparameters
+        anchors, coder, matcher = self.custom
+        self.anchors = anchors or AnchorGenerator(hyperparameters.anchors)
+        self.coder = coder or box_coder(hyperparameters)
+        self.matcher = matcher or Matcher.of(hyperparameters)
         self.focal_loss = focal_loss(hyperparameters.alpha, hyperparameters.gamma)
         self.smooth_l1_loss = smooth_l1_loss(hyperparameters.sigma)
         self.total = _Total(name="total")
@@ -92,16 +102,12 @@ class _DetectionLosses(keras.Model):
         outputs,  # of the model
     ) -> tuple:  # (classification, box), two scalars
         "The two losses of a batch."
-        h = self.hyperparameters
-        anchors = anchors_for_shape(ops.shape(images)[1:3], h.anchors)
         deltas, classes = assign_targets(
-            anchors,
+            self.anchors(ops.shape(images)[1:3]),
             truth["boxes"],
             truth["labels"],
-            h.negative_overlap,
-            h.positive_overlap,
-            h.force_match,
-            h.box_std,
+            matcher=self.matcher,
+            coder=self.coder,
         )
         box = self.smooth_l1_loss(classes, deltas, outputs["regression"])
         return self.focal_loss(classes, outputs["classification"]), box
@@ -135,16 +141,29 @@ class RetinaNetTrainer(_DetectionLosses):
         return total
 
     def get_config(self):
+        names = ("anchors", "coder", "matcher")
+        parts = {
+            name: keras.saving.serialize_keras_object(part)
+            for name, part in zip(names, self.custom)
+            if part is not None
+        }
         return {
             "model": keras.saving.serialize_keras_object(self.model),
             "hyperparameters": self.hyperparameters.to_json(),
+            **parts,
         }
 
     @classmethod
     def from_config(cls, config):
+        parts = {
+            k: v
+            for k, v in config.items()
+            if k not in ("model", "hyperparameters")
+        }
         return cls(
             keras.saving.deserialize_keras_object(config["model"]),
             HyperParameters.from_json(config["hyperparameters"]),
+            **parts,
         )
 
 # %% ../nbs/07b_training.ipynb #1625f8b7
