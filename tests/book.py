@@ -244,25 +244,25 @@ def check(root=ROOT):
     return problems + check_sidebar(root)
 
 
+def sidebar_pages(root, contents):
+    "The pages that a part of the sidebar lists, in their order."
+    nbs = Path(root) / "nbs"
+    if isinstance(contents, str) and "*" in contents:  # Quarto puts in what the pattern finds, by name
+        return sorted(p.relative_to(nbs).as_posix() for p in nbs.glob(contents))
+    if isinstance(contents, str):
+        return [contents]
+    if isinstance(contents, dict):
+        own = [contents["href"]] if "href" in contents else []
+        return own + sidebar_pages(root, contents.get("contents", []))
+    return [page for part in contents for page in sidebar_pages(root, part)]
+
+
 def check_sidebar(root=ROOT):
     "Every page stands once in the sidebar of `_quarto.yml`, and every entry there is a page."
     root = Path(root)
     config = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))
 
-    def entries(node):
-        if isinstance(node, str) and "*" in node:  # Quarto puts in what the pattern finds, by name
-            yield from sorted(p.relative_to(root / "nbs").as_posix() for p in (root / "nbs").glob(node))
-        elif isinstance(node, str):
-            yield node
-        elif isinstance(node, list):
-            for item in node:
-                yield from entries(item)
-        elif isinstance(node, dict):
-            if "href" in node:
-                yield node["href"]
-            yield from entries(node.get("contents", []))
-
-    listed = list(entries(config["website"]["sidebar"]["contents"]))
+    listed = sidebar_pages(root, config["website"]["sidebar"]["contents"])
     links = [
         e["href"]
         for side in ("left", "right")
@@ -375,13 +375,22 @@ def docs(root=ROOT):
 # --- README.md and constraints.txt -----------------------------------------------------------------------------------
 
 
-def relink(text):
-    "Markdown from `nbs/` as it must read one folder up: relative links get their `nbs/`."
+def address(page):
+    "Where the page of a notebook, named from `nbs/`, stands on the site."
+    folder, _, stem = page.removesuffix(".ipynb").rpartition("/")
+    return posixpath.join(folder, re.sub(r"^\d+[a-zA-Z0-9]*_", "", stem) + ".html")
+
+
+def relink(text, site):
+    "Markdown from `nbs/` as it must read one folder up: links to pages lead to the site, and to the notebook beside it."
 
     def fix(match):
         target = match[3]
         if target.startswith("#") or re.match(r"[a-z]+:", target):
             return match[0]
+        page, sign, place = target.partition("#")
+        if page.endswith(".ipynb"):
+            return f"[{match[2]}]({site}/{address(page)}{sign}{place}) ([notebook](nbs/{page}))"
         return match[0].replace(f"({target}", f"({posixpath.normpath(posixpath.join('nbs', target))}", 1)
 
     return "".join(part if k % 2 else LINK.sub(fix, part) for k, part in enumerate(FENCE.split(text)))
@@ -392,14 +401,21 @@ def readme(root=ROOT):
     import nbformat
     from nbconvert import MarkdownExporter
 
+    config = yaml.safe_load((Path(root) / "_quarto.yml").read_text(encoding="utf-8"))
+    site = config["website"]["site-url"]
     nb = nbformat.read(Path(root) / "nbs/index.ipynb", 4)
     nb.metadata["language_info"] = {"name": "python"}  # colours on GitHub
     nb.cells, alts = [c for c in nb.cells if not is_hidden(c)], {}
     for k, cell in enumerate(nb.cells):
         if cell.cell_type == "markdown":
-            cell.source = relink(cell.source)
+            cell.source = re.sub(r" \(@fig-[\w-]+\)", "", cell.source)  # GitHub numbers no figures
+            cell.source = re.sub(r"@fig-[\w-]+", "the picture above", relink(cell.source, site))
         else:
-            alts[k] = str(directives(cell).get("fig-alt", "picture"))
+            options = directives(cell)
+            alts[k] = str(options.get("fig-alt", "picture"))
+            if options.get("echo") is False:
+                cell.source = ""
+                continue
             cell.source = re.sub(r"\A(?:#\s?\|.*\n?)+", "", cell.source).strip()
     text, resources = MarkdownExporter().from_notebook_node(
         nb, {"unique_key": "README", "output_files_dir": "README_files"}
@@ -409,6 +425,7 @@ def readme(root=ROOT):
         lambda m: f"![{alts.get(int(m[2]), 'picture')}]({m[1]}",
         text,
     )
+    text = re.sub(r"```python\n\s*```\n", "", text)  # of cells that show their picture only
     note = "<!-- made from nbs/index.ipynb by `make readme`: edit the notebook -->\n\n"
     return note + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", dict(resources.get("outputs") or {})
 
