@@ -24,7 +24,6 @@ LONG_RUNS = {
     "04e_prediction.ipynb": 60,
     "06a_voc.ipynb": 116,
     "06b_formats.ipynb": 109,
-    "07c_selfcheck.ipynb": 183,
     "10_cli.ipynb": 133,
     "10a_main.ipynb": 43,
     "90a_files.ipynb": 124,
