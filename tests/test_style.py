@@ -21,7 +21,6 @@ LONGEST_RUN = 40  # lines of visible code without a word between
 # only fall; a page that has come below the limit is struck from the list.
 LONG_RUNS = {
     "00b_shapes.ipynb": 197,
-    "01_hyperparameters.ipynb": 77,
     "04e_prediction.ipynb": 60,
     "06a_voc.ipynb": 116,
     "06b_formats.ipynb": 109,
