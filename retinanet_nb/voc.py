@@ -235,7 +235,7 @@ def _voc_folders(root):
         return {root.resolve().name: root}
     for base in (root, root / "VOCdevkit"):
         inside = sorted(base.iterdir()) if base.is_dir() else ()
-        found = {p.name: p for p in inside if p.is_dir() and _is_voc(p)}
+        found = {p.name: p for p in inside if (p / "Annotations").is_dir()}
         if found:
             return found
     raise FileNotFoundError(

@@ -21,8 +21,6 @@ LONGEST_RUN = 40  # lines of visible code without a word between
 # only fall; a page that has come below the limit is struck from the list.
 LONG_RUNS = {
     "04e_prediction.ipynb": 60,
-    "06a_voc.ipynb": 116,
-    "06b_formats.ipynb": 109,
     "10_cli.ipynb": 133,
     "10a_main.ipynb": 43,
     "90a_files.ipynb": 124,
