@@ -79,45 +79,68 @@ def boxes_of(rng, n):
     return np.concatenate([corner, corner + size], 1).astype(np.float32)
 
 
+class Truth:
+    "The objects of a made-up data set, picture after picture."
+
+    def __init__(self, pictures, classes):
+        rng, self.pictures = np.random.default_rng(0), pictures
+        self.share = shares(classes)
+        self.class_names = tuple(f"class {k}" for k in range(classes))
+        self.ends = np.cumsum([0, *rng.poisson(OBJECTS, pictures)])
+        n = self.ends[-1]
+        self.boxes, self.labels = boxes_of(rng, n), rng.choice(classes, n, p=self.share)
+        self.difficult = rng.random(n) < 0.05
+
+    def rows(self, i):
+        "Where the objects of picture `i` are."
+        return slice(self.ends[i], self.ends[i + 1])
+
+
 class DataSet(list):
     "Records that all show one picture."
 
-    def __init__(self, pictures, classes, folder):
-        from retinanet_nb.pictures import write_image
+    def __init__(self, truth, picture):
         from retinanet_nb.records import Record
 
-        rng, share = np.random.default_rng(0), shares(classes)
-        path = write_image(Path(folder) / "grey.png", np.full((SIDE, SIDE, 3), 127, np.uint8))
-        self.class_names = tuple(f"class {k}" for k in range(classes))
-        for n in rng.poisson(OBJECTS, pictures):
-            labels = rng.choice(classes, n, p=share)
-            self.append(Record(path, SIDE, SIDE, boxes_of(rng, n), labels, difficult=rng.random(n) < 0.05))
+        self.class_names = truth.class_names
+        for rows in map(truth.rows, range(truth.pictures)):
+            flags = truth.difficult[rows]
+            self.append(Record(picture, SIDE, SIDE, truth.boxes[rows], truth.labels[rows], difficult=flags))
+
+
+def grey(folder):
+    "A grey picture."
+    from retinanet_nb.pictures import write_image
+
+    return write_image(folder / "grey.png", np.full((SIDE, SIDE, 3), 127, np.uint8))
 
 
 class Detector:
     "Answers by the seed: boxes near the objects and anywhere, most of them unsure, as a network's are."
 
-    def __init__(self, dataset, detections):
+    def __init__(self, truth, detections):
         from types import SimpleNamespace
 
-        self.class_names, self.detections = dataset.class_names, detections
+        self.class_names, self.detections, self.truth = truth.class_names, detections, truth
         self.hyperparameters = SimpleNamespace(image_size=(SIDE, SIDE))
-        self.records, self.rng = iter(dataset), np.random.default_rng(1)
-        self.share = shares(len(self.class_names))
+        self.asked, self.rng = 0, np.random.default_rng(1)
 
     def predict_on_batch(self, images):
         "Boxes (B, D, 4), scores (B, D), labels (B, D)."
-        answers = [self.answer(next(self.records, None)) for _ in images]
+        answers = [self.answer(self.asked + i) for i in range(len(images))]
+        self.asked += len(images)
         return tuple(np.stack(column) for column in zip(*answers))
 
-    def answer(self, record):
+    def answer(self, picture):
         "The detections of one picture, by falling score."
-        rng, n = self.rng, self.detections
-        boxes, labels = boxes_of(rng, n), rng.choice(len(self.share), n, p=self.share)
-        if record is not None and len(record.labels):
-            near = rng.integers(0, len(record.labels), n // 3)
-            boxes[: n // 3] = record.boxes[near] + rng.normal(0, 4, (n // 3, 4))
-            labels[: n // 3] = record.labels[near]
+        rng, n, truth = self.rng, self.detections, self.truth
+        boxes, labels = boxes_of(rng, n), rng.choice(len(truth.share), n, p=truth.share)
+        rows = truth.rows(min(picture, truth.pictures - 1))  # the last batch is filled up
+        own, near = truth.labels[rows], n // 3
+        if len(own):
+            some = rng.integers(0, len(own), near)
+            boxes[:near] = truth.boxes[rows][some] + rng.normal(0, 4, (near, 4))
+            labels[:near] = own[some]
         scores = np.sort(0.05 + 0.95 * rng.beta(0.4, 6, n))[::-1]
         return boxes, scores.astype(np.float32), labels.astype(np.int32)
 
@@ -140,9 +163,10 @@ def evaluation(pictures, detections, classes):
     done = Steps().done
     done("start")
     with tempfile.TemporaryDirectory() as folder:
-        dataset = DataSet(pictures, classes, folder)
+        truth = Truth(pictures, classes)
+        dataset = DataSet(truth, grey(Path(folder)))
         done("records")
-        report = evaluate(Detector(dataset, detections), dataset, batch_size=16, progress=False)
+        report = evaluate(Detector(truth, detections), dataset, batch_size=16, progress=False)
         done("evaluate")
         report.to_json(Path(folder) / "report.json")
         print(report, file=sys.stderr)
@@ -157,13 +181,14 @@ def evaluation(pictures, detections, classes):
         done("confusions")
 
 
-def coco_file(dataset, folder):
-    "A COCO file over the records of `dataset`, and a name of its own for the picture of each."
-    images, annotations = [], []
-    for i, record in enumerate(dataset, 1):
-        os.link(record.image, folder / f"{i:06}.png")
+def coco_file(truth, folder):
+    "A COCO file over a made-up truth, and a picture with a name of its own for each entry."
+    images, annotations, picture = [], [], grey(folder)
+    for i in range(truth.pictures):
+        os.link(picture, folder / f"{i:06}.png")
         images.append({"id": i, "file_name": f"{i:06}.png", "width": SIDE, "height": SIDE})
-        for (x1, y1, x2, y2), label in zip(record.boxes.tolist(), record.labels.tolist()):
+        rows = truth.rows(i)
+        for (x1, y1, x2, y2), label in zip(truth.boxes[rows].tolist(), truth.labels[rows].tolist()):
             bbox = [x1, y1, x2 - x1, y2 - y1]
             rest = {
                 "area": bbox[2] * bbox[3],
@@ -173,38 +198,49 @@ def coco_file(dataset, folder):
             annotations.append(
                 {"id": len(annotations), "image_id": i, "category_id": label, "bbox": bbox, **rest}
             )
-    categories = [{"id": k, "name": name} for k, name in enumerate(dataset.class_names)]
+    picture.unlink()
+    categories = [{"id": k, "name": name} for k, name in enumerate(truth.class_names)]
     path = folder / "made_up.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    return path
 
 
 def command(pictures, detections, classes, folder):
     "`retinanet_evaluate` as a terminal would call it, but for what the detector answers."
     import retinanet_nb
-    from retinanet_nb import cli, demo, evaluation, retinanet_box
+    from retinanet_nb import cli
 
-    steps = Steps()
-    for module, name in (
-        (cli, "open_dataset"),
-        (evaluation, "stack_detections"),
-        (evaluation, "_curves"),
-        (evaluation, "coco_metrics"),
-        (demo, "curves_figure"),
-        (demo, "write_gallery"),
-        (cli, "_write_evaluation"),
-        (cli, "_told_evaluation"),
-    ):
-        steps.follow(module, name)
-    load = retinanet_box.load_detector
+    steps, opened = Steps(), cli.open_dataset
 
-    def made_up(path):
-        real = load(path)
-        real.predict_on_batch(np.zeros((8, *real.hyperparameters.image_size, 3), np.uint8))
-        steps.done("detector")
-        return Detector(DataSet(pictures, classes, folder), detections)
+    def open_dataset(*args):
+        dataset = opened(*args)
+        steps.done("data set")
+        change()  # the engine is imported after the data set was read, as ever
+        return dataset
 
-    retinanet_box.load_detector = made_up
+    def change():
+        from retinanet_nb import demo, evaluation, retinanet_box
+
+        steps.done("engine")
+        load = retinanet_box.load_detector
+
+        def made_up(path):
+            real = load(path)
+            real.predict_on_batch(np.zeros((8, *real.hyperparameters.image_size, 3), np.uint8))
+            steps.done("detector")
+            return Detector(Truth(pictures, classes), detections)
+
+        retinanet_box.load_detector = made_up
+        for module, name in (
+            (evaluation, "stack_detections"),
+            (evaluation, "coco_metrics"),
+            (evaluation, "_curves"),
+            (demo, "curves_figure"),
+            (demo, "write_gallery"),
+            (cli, "_told_evaluation"),
+        ):
+            steps.follow(module, name)
+
+    cli.open_dataset = open_dataset
     model = Path(retinanet_nb.__file__).parent / "assets" / "shapes.keras"
     data = folder / "pictures" / "made_up.json"
     with contextlib.redirect_stdout(sys.stderr):
@@ -212,21 +248,17 @@ def command(pictures, detections, classes, folder):
     steps.done("end")
 
 
-def measured(pictures, detections, classes, as_command=False):
+def measured(pictures, detections, classes, as_command=False, say=lambda step: None):
     "Run `evaluation` or `command` in a new process; its steps as (name, seconds, megabytes)."
-    with tempfile.TemporaryDirectory() as folder:
+    steps = []
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
         if as_command:  # here, so that making the file up does not count
             within = Path(folder) / "pictures"
             within.mkdir()
-            coco_file(DataSet(pictures, classes, within), within)
-        run = subprocess.run(
-            [
-                sys.executable,
-                __file__,
-                "--here",
-                folder if as_command else "",
-                *map(str, (pictures, detections, classes)),
-            ],
+            coco_file(Truth(pictures, classes), within)
+        sizes = map(str, (pictures, detections, classes))
+        process = subprocess.Popen(
+            [sys.executable, __file__, "--here", folder if as_command else "", *sizes],
             cwd=ROOT,
             env={
                 **os.environ,
@@ -235,12 +267,16 @@ def measured(pictures, detections, classes, as_command=False):
                 "MPLBACKEND": "Agg",
             },
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=errors,
             text=True,
         )
-    if run.returncode:
-        raise RuntimeError(run.stderr[-3000:])
-    return [tuple(json.loads(line)) for line in run.stdout.splitlines()]
+        for line in process.stdout:
+            steps.append(tuple(json.loads(line)))
+            say(steps[-1])
+        if process.wait():
+            errors.seek(0)
+            raise RuntimeError(errors.read()[-3000:])
+    return steps
 
 
 def main():
@@ -255,10 +291,9 @@ def main():
     sizes = given + [40_000, 300, 80][len(given) :]
     what = "retinanet_evaluate" if as_command else "without an engine"
     print("{} pictures, {} detections each, {} classes, {}".format(*sizes, what))
-    steps = measured(*sizes, as_command)
-    for name, seconds, megabytes in steps:
-        print(f"{name:26}{seconds:8.1f} s{megabytes:8} MB")
-    print(f"{'at most':26}{sum(s for _, s, _ in steps):8.1f} s{max(m for _, _, m in steps):8} MB")
+    say = lambda step: print("{:26}{:8.1f} s{:8} MB".format(*step), flush=True)
+    steps = measured(*sizes, as_command, say)
+    say(("at most", sum(s for _, s, _ in steps), max(m for _, _, m in steps)))
 
 
 if __name__ == "__main__":
