@@ -184,6 +184,7 @@ def _fits(value):
 _LIMITS = {
     "feature_size": ("at least", 1, "at most", 4096),
     "subnet_depth": ("at least", 0, "at most", 64),
+    "norm_epsilon": ("above", 0, "at most", 1),
     "prior_probability": ("above", 0, "below", 1),
     "batch_norm_momentum": ("at least", 0, "below", 1),
     "positive_overlap": ("above", 0, "at most", 1),
@@ -213,6 +214,8 @@ _LIMITS = {
 _CHOICES = {
     "box_coding": ("center", "corners"),
     "subnet_norm": (None, "group"),
+    "pyramid_top": ("c5", "p5"),
+    "padding": ("same", "symmetric"),
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("constant", "cosine"),
     "precision": ("float32", "mixed_bfloat16"),
@@ -365,6 +368,10 @@ class HyperParameters(_Settings):
     subnet_depth: int = 4  # hidden 3×3 convolutions in each subnet
     # None as in the paper, or "group": GroupNorm before every ReLU of the subnets
     subnet_norm: str | None = None
+    norm_epsilon: float = 1e-3  # added to the variance in that GroupNorm
+    pyramid_top: str = "c5"  # what P6 is made from: c5, or p5 (torchvision's v1)
+    # of P6 and P7: same (at the end only) or symmetric (at both ends, PyTorch's)
+    padding: str = "same"
     # π: what every anchor says of every class before training
     prior_probability: float = 0.01
     # None keeps the backbone's own; from scratch about 0.9 is needed

@@ -22,7 +22,9 @@ from retinanet_nb.model_files import (
     ARCHITECTURE,
     FORMAT_VERSION,
     MAX_CLASSES,
+    PUBLISHED,
     check_model_file,
+    model_file,
 )
 from .resnet50 import resnet50
 from .subnets import classification_subnet, regression_subnet
@@ -131,6 +133,8 @@ def _unnamed(num_classes):
 
 def _names_in(weights):
     "The class names in a model file; none where `weights` is no such file."
+    if str(weights) in PUBLISHED:
+        weights = model_file(weights)
     if not str(weights).endswith(".keras") or not Path(weights).exists():
         return []
     cards = check_model_file(weights)
@@ -141,9 +145,10 @@ def _rows(levels, num_classes, h):
     "Both subnets over all levels: deltas (B, N, 4) and logits (B, N, K)."
     per_cell = h.anchors.num_anchors
     shape = (h.feature_size, h.subnet_depth)
-    boxes = regression_subnet(per_cell, *shape, h.subnet_norm)
+    norm = (h.subnet_norm, h.norm_epsilon)
+    boxes = regression_subnet(per_cell, *shape, *norm)
     classes = classification_subnet(
-        num_classes, per_cell, *shape, h.prior_probability, h.subnet_norm
+        num_classes, per_cell, *shape, h.prior_probability, *norm
     )
     deltas = keras.layers.Concatenate(axis=1, name="deltas")(
         [boxes(level) for level in levels]
@@ -158,7 +163,8 @@ def retinanet_model(
     num_classes: int,  # K, at least 1; background is no class
     hyperparameters: HyperParameters = HyperParameters(),
     class_names=None,  # K names; None: those of the weights' file, or made up
-    # None, "imagenet" (the backbone), a .keras or a .weights.h5 file
+    # None, "imagenet" (the backbone), "coco" (chapter 3.4), a .keras or a
+    # .weights.h5 file
     weights: str | Path | None = None,
 ) -> keras.Model:
     """RetinaNet: RGB pictures 0…255 (B, H, W, 3) of any size → `{"regression":
@@ -183,7 +189,7 @@ def retinanet_model(
         freeze_stages=h.freeze_stages,
         freeze_batch_norm=h.freeze_batch_norm,
     )
-    levels = feature_pyramid(*features, feature_size=h.feature_size)
+    levels = feature_pyramid(*features, h.feature_size, h.pyramid_top, h.padding)
     outputs = ModelCard(h, names, name="card")(*_rows(levels, num_classes, h))
     model = keras.Model(images, outputs, name="retinanet")
     if weights not in (None, "imagenet"):
@@ -192,7 +198,7 @@ def retinanet_model(
 
 # %% ../nbs/03c_retinanet.ipynb #739b1b91
 def read_model(
-    path: str | Path,  # a .keras file
+    path: str | Path,  # a .keras file, or "coco" (chapter 3.4)
 ) -> keras.Model:
     """The model in a `.keras` file, read in Keras's safe mode (nothing in the
     file is executed).
@@ -201,7 +207,7 @@ def read_model(
     where it is damaged, asks for too much, isn't a model that Keras can read, or
     holds weights that are not finite.
     """
-    path = Path(path)
+    path = model_file(path)
     check_model_file(path)
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
@@ -279,26 +285,33 @@ def _check_coding(path, theirs, mine):
 
 
 def _class_order(theirs, mine):
-    """For each class of `mine` its place among `theirs`; None where they are
-    other classes.
+    """For each class of `mine` its place among `theirs`; None for a class that
+    they don't have.
     """
-    in_order = list(range(len(mine)))
-    if len(theirs) != len(mine):
-        return None
-    if _unnamed(len(mine)) in (theirs, mine):
-        return in_order  # nobody said what they are called
-    if set(theirs) != set(mine):
-        return None
-    return [theirs.index(name) for name in mine]
+    unnamed = mine == _unnamed(len(mine)) or theirs == _unnamed(len(theirs))
+    if unnamed:  # nobody said what they are called
+        same = len(theirs) == len(mine)
+        return list(range(len(mine))) if same else [None] * len(mine)
+    places = {name: i for i, name in enumerate(theirs)}
+    return [places.get(name) for name in mine]
 
 
-def _sorted_rows(rows, order):
+def _sorted_rows(
+    rows,  # last classification weights of the file, (…, A·K′)
+    order,  # of _class_order
+    num_theirs,  # K′
+    start,  # what the model began with, (…, A·K), for classes that are new
+):
     """The last classification weights (…, A·K), in which an anchor's classes
-    stand one after the other, with the classes in another order.
+    stand one after the other, with the file's classes in the places of `order`.
     """
-    rows = ops.convert_to_numpy(rows)
-    apart = rows.reshape(*rows.shape[:-1], -1, len(order))
-    return apart[..., order].reshape(rows.shape)
+    rows, start = ops.convert_to_numpy(rows), ops.convert_to_numpy(start)
+    theirs = rows.reshape(*rows.shape[:-1], -1, num_theirs)
+    mine = start.reshape(*start.shape[:-1], -1, len(order)).copy()
+    for k, place in enumerate(order):
+        if place is not None:
+            mine[..., k] = theirs[..., place]
+    return mine.reshape(start.shape)
 
 # %% ../nbs/03c_retinanet.ipynb #76a4111f
 _HEAD = "classification_subnet_output"
@@ -306,28 +319,34 @@ _HEAD = "classification_subnet_output"
 
 def load_weights(
     model: keras.Model,  # of retinanet_model; changed in place
-    # a .keras file (a training model or a detector) or a .weights.h5 file
+    # a .keras file (a training model or a detector), a .weights.h5 file, or
+    # "coco" (chapter 3.4)
     path: str | Path,
 ) -> list:  # the names of the weights that start afresh
     """Copies the weights in `path` into `model`. Returns the names of the weights
     that start afresh, and says so in a line.
 
-    With other classes that is the last layer of the classification subnet; the
-    same classes in another order are sorted by name. Nothing else may differ, nor
-    may anchors and `box_std`: else `ValueError`. `FileNotFoundError` where there
-    is no such file.
+    With other classes that is the last layer of the classification subnet, but
+    for the rows of classes whose names the file has too; they are kept, in
+    whatever order. Nothing else may differ, nor may anchors and the coding of
+    boxes: else `ValueError`. `FileNotFoundError` where there is no such file.
     """
-    path = Path(path)
+    path = model_file(path)
     if not path.exists():
         raise FileNotFoundError(
             f"there is no weights file {path}: give a .keras or .weights.h5 file,"
             ' "imagenet" or None'
         )
     if path.name.endswith(".weights.h5"):
-        fresh = _load_h5(model, path)
+        fresh, kept = _load_h5(model, path), []
     else:
-        fresh = _load_keras(model, path)
-    if fresh:
+        fresh, kept = _load_keras(model, path)
+    if fresh and kept:
+        print(
+            f"{path.name}: the rows of {_short(', '.join(kept), 200)} in the last"
+            " layer of the classification subnet are kept, its others start afresh"
+        )
+    elif fresh:
         print(
             f"{path.name}: other classes, so the last layer of the classification"
             " subnet starts afresh; everything else is kept"
@@ -347,7 +366,7 @@ def _load_keras(model, path):
     "`load_weights` of a `.keras` file."
     file = read_model(path)
     source = {v.path: v for v in file.weights}
-    order = _matching_classes(path, model_card(file), model_card(model))
+    order, count = _matching_classes(path, model_card(file), model_card(model))
     fits = {
         v.path: v.path in source and source[v.path].shape == v.shape
         for v in model.weights
@@ -358,29 +377,35 @@ def _load_keras(model, path):
             path,
             f"{len(wrong)} of {len(fits)} weights differ, first {wrong[0]}",
         )
+    known = [k for k, place in enumerate(order or ()) if place is not None]
     fresh = []
     for v in model.weights:
         if _HEAD not in v.path:
             v.assign(source[v.path])
-        elif order is None or not fits[v.path]:
+        elif order is None and fits[v.path]:
+            v.assign(source[v.path])
+        elif order is None or len(known) < len(order):
             fresh.append(v.path)
-        else:
-            v.assign(_sorted_rows(source[v.path], order))
-    return fresh
+        if _HEAD in v.path and known:
+            v.assign(_sorted_rows(source[v.path], order, count, v))
+    return fresh, [model_card(model).class_names[k] for k in known]
 
 
 def _matching_classes(path, theirs, mine):
-    "`_class_order` of two cards; `ValueError` where they don't go together."
+    """`_class_order` of two cards and how many classes the file has; `ValueError`
+    where they don't go together.
+    """
     if theirs is None or mine is None:
-        return [0]  # a model without a card: the rows as they are
+        return None, 0  # a model without a card: the rows as they are
     _check_coding(path, theirs.hyperparameters, mine.hyperparameters)
     order = _class_order(theirs.class_names, mine.class_names)
-    if order and order != sorted(order):
+    known = [place for place in order if place is not None]
+    if len(known) == len(order) and known != sorted(known):
         print(
             f"{path.name}: its classes stand in another order, so their rows are"
             " sorted by name"
         )
-    return order
+    return order, len(theirs.class_names)
 
 # %% ../nbs/03c_retinanet.ipynb #5e0b3c09
 def _load_h5(model, path):

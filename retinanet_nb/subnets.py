@@ -25,7 +25,7 @@ def _convolve(x, filters, name, bias=0.0):
     )(x)
 
 
-def _subnet(name, outputs, num_anchors, feature_size, depth, bias, norm):
+def _subnet(name, outputs, num_anchors, feature_size, depth, bias, norm, epsilon):
     """A stack of 3×3 convolutions over one pyramid level:
 
     (B, h, w, feature_size) → (B, h·w·num_anchors, outputs).
@@ -37,9 +37,9 @@ def _subnet(name, outputs, num_anchors, feature_size, depth, bias, norm):
         x = _convolve(x, feature_size, f"{name}_{i}")
         if norm == "group":
             groups = feature_size // math.gcd(8, feature_size)
-            x = keras.layers.GroupNormalization(groups, name=f"{name}_{i}_norm")(
-                x
-            )
+            x = keras.layers.GroupNormalization(
+                groups, epsilon=epsilon, name=f"{name}_{i}_norm"
+            )(x)
         x = keras.layers.Activation("relu", name=f"{name}_{i}_relu")(x)
     x = _convolve(x, num_anchors * outputs, f"{name}_output", bias)
     rows = keras.layers.Reshape((-1, outputs), name=f"{name}_anchors")(x)
@@ -52,6 +52,7 @@ def regression_subnet(
     depth: int = 4,  # hidden 3×3 convolutions
     # None as in the paper, or "group": GroupNorm before every ReLU
     norm: str | None = None,
+    epsilon: float = 1e-3,  # added to the variance in GroupNorm
 ) -> keras.Model:
     """One level (B, h, w, feature_size) → deltas (B, h·w·A, 4), row by row, a
     cell's anchors together; the same for every class.
@@ -67,6 +68,7 @@ def regression_subnet(
         depth,
         bias=0.0,
         norm=norm,
+        epsilon=epsilon,
     )
 
 # %% ../nbs/03b_subnets.ipynb #37a2afe7
@@ -80,6 +82,7 @@ def classification_subnet(
     prior_probability: float = 0.01,
     # None as in the paper, or "group": GroupNorm before every ReLU
     norm: str | None = None,
+    epsilon: float = 1e-3,  # added to the variance in GroupNorm
 ) -> keras.Model:
     """One level (B, h, w, feature_size) → logits (B, h·w·A, K), row by row, a
     cell's anchors together.
@@ -101,4 +104,5 @@ def classification_subnet(
         depth,
         bias=-math.log((1 - prior_probability) / prior_probability),
         norm=norm,
+        epsilon=epsilon,
     )
