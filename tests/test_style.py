@@ -23,8 +23,6 @@ LONG_RUNS = {
     "00b_shapes.ipynb": 197,
     "01_hyperparameters.ipynb": 77,
     "04e_prediction.ipynb": 60,
-    "06a_voc.ipynb": 116,
-    "06b_formats.ipynb": 109,
     "06d_inspection.ipynb": 354,
     "07c_selfcheck.ipynb": 183,
     "08_demo.ipynb": 84,
