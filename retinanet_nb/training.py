@@ -174,12 +174,12 @@ def learning_rate_schedule(
     """The learning rate at each step: a number, or a Keras schedule where there
     is a warm-up or a cosine (down to a hundredth at the last step).
 
-    A warm-up takes at most half of the run. Sources: warm-up, Goyal et al. 2017,
+    A warm-up takes at most a fifth of the run. Sources: warm-up, Goyal et al. 2017,
     section 2.2; cosine, SGDR (Loshchilov and Hutter 2017), equation 5.
     """
     h = hyperparameters
-    # a run of few steps is not all warm-up
-    warmup = min(h.warmup_steps, max(steps // 2, 0))
+    # a run of few steps is not mostly warm-up
+    warmup = min(h.warmup_steps, max(steps // 5, 0))
     if h.schedule == "cosine":
         if not warmup:
             return keras.optimizers.schedules.CosineDecay(
@@ -498,12 +498,25 @@ class _Signals:
             raise Stopped(self.asked)
 
 # %% ../nbs/07b_training.ipynb #8211b908
+def _duration(seconds):
+    "A time in words, rounded as far as it is known."
+    if seconds < 90:
+        return "a minute" if seconds >= 30 else f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} minutes"
+    return f"{seconds / 3600:.1f} hours"
+
+# %% ../nbs/07b_training.ipynb #cd5b1186
 class _Progress(keras.callbacks.Callback):
-    "One bar over the whole run, with the losses and the time left."
+    """One bar over the whole run, with the losses and the time left. The first
+    step builds the network, so the time is counted from its end, and told in a
+    line of its own after a few more.
+    """
 
     def __init__(self, steps, epochs, done):
         super().__init__()
-        self.epochs = epochs
+        self.epochs, self.steps, self.done = epochs, 0, done
         # a log file gets a line now and then, a terminal a moving bar
         self.bar = tqdm(
             total=steps * epochs,
@@ -522,7 +535,24 @@ class _Progress(keras.callbacks.Callback):
         self.bar.set_postfix(
             {k: f"{float(v):.3f}" for k, v in logs.items()}, refresh=False
         )
+        self.steps += 1
         self.bar.update()
+        if self.steps == 1:
+            self.begin()
+        if self.steps == 6:
+            self.tell()
+
+    def begin(self):
+        "Count from here, the end of the first step."
+        self.since = time.monotonic()
+        self.bar.reset()
+        self.bar.initial = self.bar.n = self.done + 1
+
+    def tell(self):
+        "Say how long it will take; measurements are not in it."
+        step = (time.monotonic() - self.since) / (self.steps - 1)
+        left = (self.bar.total - self.bar.n) * step
+        tqdm.write(f"about {_duration(left)} to go, at {step:.2g} s a step")
 
 # %% ../nbs/07b_training.ipynb #4c1ea7d5
 _REMEDY = (
@@ -1034,12 +1064,26 @@ def _check_same_run(folder, before, now):
     differ = [
         k for k, v in numbers.items() if before["hyperparameters"].get(k, v) != v
     ]
+    if differ == ["epochs"]:
+        raise ValueError(_longer(folder, before["hyperparameters"], numbers))
     if differ:
         raise ValueError(
             f"the run in {folder} was started with other hyperparameters"
             f" ({', '.join(differ)}): resume it with those of its config.json, or"
             " choose another folder"
         )
+
+
+def _longer(folder, before, now):
+    "What to do where a run is to be resumed for more or fewer epochs."
+    had, asked = before["epochs"], now["epochs"]
+    more = asked - had if asked > had else asked
+    return (
+        f"the run in {folder} was laid out for {had} epochs, and its learning rate"
+        f" falls towards their end: resume it with {had}. For {asked}, begin"
+        f" another run with its weights: --weights {folder}/last.keras --epochs"
+        f" {more} (weights=, epochs= in Python)"
+    )
 
 # %% ../nbs/07b_training.ipynb #9c3a1e70
 def _refuse_run(folder):
