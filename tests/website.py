@@ -376,10 +376,10 @@ def mend_signature(text, trees):
     instead of `*args, **kwargs`."""
     lines = []
     for line in text.splitlines():
-        option = re.match(r"(\s*)(\w+):(\w+) <(.*)>(=.*?)?,?$", line)
+        option = re.match(r"(\s*)(\w+):(\w*) ?<(.*)>(=.*?)?,?$", line)
         if option:
             space, name, kind, told, default = option.groups()
-            line = f"{space}{name}: {kind}{default or ''}, # {told}"
+            line = f"{space}{name}{': ' * bool(kind)}{kind}{default or ''}, # {told}"
         lines.append(line)
     text = "\n".join(lines)
 
