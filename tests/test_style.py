@@ -31,7 +31,6 @@ LONG_RUNS = {
     "10_cli.ipynb": 133,
     "10a_main.ipynb": 43,
     "12_playground.ipynb": 42,
-    "90a_files.ipynb": 124,
     "90b_pages.ipynb": 110,
     "90e_records.ipynb": 56,
     "90f_bookmap.ipynb": 47,
