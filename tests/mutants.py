@@ -90,11 +90,15 @@ def changes(node):
                 yield f"no {name} bound", lambda n, name=name: setattr(n, name, None)
     elif isinstance(node, ast.Call):
         yield from _call_changes(node)
-    elif isinstance(node, ast.Return) and node.value is not None:
+    elif isinstance(node, ast.Return) and not (node.value is None or _is_none(node.value)):
         yield "return None", lambda n: setattr(n, "value", ast.Constant(None))
     elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         for i, d in enumerate(node.decorator_list):
             yield f"without @{ast.unparse(d)[:40]}", lambda n, i=i: n.decorator_list.pop(i)
+
+
+def _is_none(node):
+    return isinstance(node, ast.Constant) and node.value is None
 
 
 def _call_changes(node):

@@ -23,7 +23,6 @@ LONG_RUNS = {
     "04e_prediction.ipynb": 60,
     "10_cli.ipynb": 133,
     "10a_main.ipynb": 43,
-    "90a_files.ipynb": 124,
 }  # the fields of one dataclass, each with its comment
 
 
