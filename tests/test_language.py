@@ -295,7 +295,7 @@ UNIDIOMATIC = {
     r"\bthousand million": "billion",
     r"\bthe lying ones\b": "those that lie on their side",
     r"\bthrows? the dice\b": "draws at random",
-    r"(^|[.:;!] |- )[Ww]ho (only )?(wants?|needs?)\b(?![^.]*\?)": "if you want …, or: those who want …",
+    r"(^|[.:;!] |- )Who (only |also )?\w+s\b(?![^.?]*\?)": "if you …, or: those who …",
     r"(^|[.:;!] |\()[Ww]hoever (?!he |she |they )": "if you …, or: those who …",
     r"\bone (text )?(file|line|record|XML) an? (picture|object|epoch|split)\b": "one … for each …",
     r"(^|[.;] )Else,? ": "Otherwise",
