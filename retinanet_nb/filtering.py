@@ -172,6 +172,7 @@ def filter_detections(
     return _fetch(boxes, kept), _fetch(scores, kept), _fetch(labels, kept)
 
 # %% ../nbs/04c_filtering.ipynb #f501bb3b
+@keras.saving.register_keras_serializable("retinanet_nb")
 @dataclass(frozen=True)
 class DetectionFilter(Part):
     """Makes the short list: `filter_detections` with these settings."""
