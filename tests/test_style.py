@@ -22,12 +22,9 @@ LONGEST_RUN = 40  # lines of visible code without a word between
 LONG_RUNS = {
     "00b_shapes.ipynb": 197,
     "01_hyperparameters.ipynb": 77,
-    "04e_prediction.ipynb": 60,
     "06d_inspection.ipynb": 354,
     "07c_selfcheck.ipynb": 183,
     "08_demo.ipynb": 84,
-    "10_cli.ipynb": 133,
-    "10a_main.ipynb": 43,
     "12_playground.ipynb": 42,
     "90a_files.ipynb": 124,
     "90b_pages.ipynb": 110,
