@@ -8,6 +8,7 @@
 """
 
 import ast
+import gzip
 import io
 import json
 import re
@@ -19,7 +20,7 @@ import yaml
 import book
 
 ROOT = book.ROOT
-HEAVIEST = 750_000  # bytes of a page without the site's style, as its notebook holds them
+HEAVIEST = 700_000  # bytes that a page brings over the wire, without the site's style, which all pages share
 COLAB = "https://colab.research.google.com/github/"
 
 
@@ -529,6 +530,11 @@ def shown(page):
                 yield text if isinstance(text, str) else "".join(text)
 
 
+def page_weight(page):
+    "Bytes that a page brings over the wire: its text as a server packs it, and pictures, which don't get smaller by that."
+    return sum(len(gzip.compress(text.encode(), 6)) for text in shown(page))
+
+
 # what a browser fetches by itself, as against what a reader follows
 FETCHED = re.compile(
     r"!\[[^\]]*\]\(\s*<?(?:https?:)?//[^)\s]+"
@@ -543,7 +549,7 @@ FETCHED = re.compile(
 def check_page(page, root=ROOT):
     "Faults of one page as the site shows it."
     problems = check_headings(page) + check_tables(page) + check_figures(page)
-    weight = sum(len(text) for text in shown(page))
+    weight = page_weight(page)
     if weight > HEAVIEST:
         problems.append(f"weighs {weight / 1e6:.2f} MB, over {HEAVIEST / 1e6:.2f}: draw smaller pictures")
     for text in shown(page):
