@@ -52,7 +52,10 @@ def anchor_shapes(
         np.tile(np.asarray(anchors.scales, float), len(anchors.ratios)),
     )
     side = np.asarray(anchors.sizes, float)[:, None] * scales
-    return np.stack([side / np.sqrt(ratios), side * np.sqrt(ratios)], axis=-1)
+    if anchors.whole_pixels:
+        side = np.floor(side)
+    shapes = np.stack([side / np.sqrt(ratios), side * np.sqrt(ratios)], axis=-1)
+    return 2 * np.round(shapes / 2) if anchors.whole_pixels else shapes
 
 # %% ../nbs/06d_inspection.ipynb #ac0658fb
 def _overlaps(boxes, others):
@@ -74,10 +77,13 @@ def _overlaps(boxes, others):
     )
 
 # %% ../nbs/06d_inspection.ipynb #f572969d
-def _nearest(centre, size, stride):
-    "The cells' centre nearest to `centre`, along an axis of `size` pixels."
-    last = np.ceil(size / stride) - 1
-    return (np.clip(np.floor(centre / stride), 0, last) + 0.5) * stride
+def _nearest(centre, size, stride, anchors):
+    "The cells' centres nearest to `centre`, along an axis of `size` pixels."
+    cells = np.ceil(size / stride)
+    if anchors.whole_pixels:
+        stride = 32 * np.ceil(size / 32) // cells
+    cell = np.floor(centre / stride + (0.5 - anchors.offset))
+    return (np.clip(cell, 0, cells - 1) + anchors.offset) * stride
 
 
 def _common(a, b, distance):
@@ -107,7 +113,9 @@ def best_overlaps(
     anchor = np.zeros((n, 4), np.float32)
     levels = zip(anchors.strides, anchor_shapes(anchors))
     for number, (stride, shapes) in enumerate(levels):
-        cx, cy = _nearest(x, width, stride), _nearest(y, height, stride)
+        cx, cy = (
+            _nearest(v, s, stride, anchors) for v, s in ((x, width), (y, height))
+        )
         aw, ah = shapes[:, :1], shapes[:, 1:]  # (A, 1), against (n,)
         wide, high = (
             _common(aw, w, np.abs(x - cx)),

@@ -26,18 +26,18 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from . import __version__
-from .anchors import anchors_for_shape
-from .boxes import decode_boxes, overlaps
+from .anchors import AnchorGenerator, anchors_for_shape
+from .boxes import box_coder, overlaps
 from .engine import keras, ops
 from .evaluation import evaluate, evaluate_detections
 from .mistakes import outcomes
 from .prediction import Found
-from .filtering import filter_detections
+from .filtering import DetectionFilter
 from .generator import train_generator
 from .hyperparameters import HyperParameters
 from .files import claim
 from .pictures import Fit, draw_detections, read_image, write_image
-from .targets import BACKGROUND, IGNORED, assign_targets
+from .targets import BACKGROUND, IGNORED, Matcher, assign_targets
 from .training import build_trainer, current_detector, make_optimizer
 
 # %% ../nbs/07c_selfcheck.ipynb #f426f1e7
@@ -500,13 +500,11 @@ def _assign(b):
         anchors,
         b.truth["boxes"],
         b.truth["labels"],
-        h.negative_overlap,
-        h.positive_overlap,
-        h.force_match,
-        h.box_std,
+        matcher=Matcher.of(h),
+        coder=box_coder(h),
     )
     b.deltas, b.classes = (ops.convert_to_numpy(x) for x in targets)
-    return ops.convert_to_numpy(decode_boxes(anchors, b.deltas, h.box_std))
+    return ops.convert_to_numpy(box_coder(h).decode(anchors, b.deltas))
 
 
 def _find_owners(b, decoded):
@@ -619,18 +617,13 @@ def _filtered(b, deltas, scores):
     h = b.hyperparameters
     H, W = h.image_size
     edges = np.array([W, H, W, H], np.float32)
-    boxes = ops.clip(decode_boxes(b.anchors(), deltas, h.box_std), 0.0, edges)
+    boxes = ops.clip(box_coder(h).decode(b.anchors(), deltas), 0.0, edges)
     # Suppression leaves one box of perfect outputs for each object, so there is
     # no need to look for many more.
     most = min(h.max_detections, 10 + 2 * b.truth["labels"].shape[1])
-    kept = filter_detections(
-        boxes,
-        scores,
-        score_threshold=h.score_threshold,
-        nms_threshold=h.nms_threshold,
-        pre_nms_top_k=h.pre_nms_top_k,
-        max_detections=most,
-    )
+    detection_filter = DetectionFilter.of(h.replace(max_detections=most))
+    sizes = AnchorGenerator(h.anchors).level_sizes(h.image_size)
+    kept = detection_filter(boxes, scores, sizes)
     found, arrays = [], [ops.convert_to_numpy(x) for x in kept]
     for record, box, score, label in zip(b.chosen, *arrays):
         size = record.height, record.width

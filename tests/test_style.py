@@ -21,13 +21,9 @@ LONGEST_RUN = 40  # lines of visible code without a word between
 # Pages whose longest run of code is above the limit, and by how much. Nothing may be added, and numbers may
 # only fall; a page that has come below the limit is struck from the list.
 LONG_RUNS = {
-    "01_hyperparameters.ipynb": 77,
     "04e_prediction.ipynb": 60,
-    "06a_voc.ipynb": 116,
-    "06b_formats.ipynb": 109,
     "10_cli.ipynb": 133,
     "10a_main.ipynb": 43,
-    "90a_files.ipynb": 124,
 }  # the fields of one dataclass, each with its comment
 
 
