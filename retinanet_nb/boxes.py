@@ -92,6 +92,7 @@ def decode_boxes(
     return ops.concatenate([centre - half, centre + half], axis=-1)
 
 # %% ../nbs/04b_boxes.ipynb #616dc3eb
+@keras.saving.register_keras_serializable("retinanet_nb")
 @dataclass(frozen=True)
 class CenterCoder(Part):
     """Boxes as deltas of centre and size, the coding of Faster R-CNN and of
@@ -109,6 +110,7 @@ class CenterCoder(Part):
         return decode_boxes(anchors, deltas, self.std)
 
 # %% ../nbs/04b_boxes.ipynb #3f796ac6
+@keras.saving.register_keras_serializable("retinanet_nb")
 @dataclass(frozen=True)
 class CornerCoder(Part):
     """Boxes as deltas of their corners, the coding of keras-retinanet: how far

@@ -149,10 +149,12 @@ def _check_free(thresholds):
         )
 
 
-def _settings(model, class_names, **given):
+def _settings(model, class_names, filter, **given):
     """What a detector of `model` works with: its hyperparameters, with those of
     `given` that aren't None, and its class names.
     """
+    if filter is not None:
+        _check_free(given)
     card = model_card(model)
     h = card.hyperparameters if card else HyperParameters()
     h = h.replace(**{k: v for k, v in given.items() if v is not None})
@@ -206,17 +208,14 @@ def retinanet_box(
     class_names=None,  # None: those that the model carries
     nms: bool = True,  # suppress boxes that overlap a better one
     class_specific_filter: bool = True,  # suppress within a class only
-    # the next four: None takes the model's own hyperparameters
-    score_threshold: float | None = None,
+    score_threshold: float | None = None,  # None, as below: the model's own
     nms_threshold: float | None = None,  # a better box suppresses above it
     max_detections: int | None = None,  # D
     pre_nms_top_k: int | None = None,  # candidates that enter suppression
     # "float32", "mixed_bfloat16" for speed, None: as the model computes
     dtype: str | None = "float32",
-    # so many candidates from each level; None: as the model's hyperparameters say
-    top_k_per_level: bool | None = None,
-    # parts of one's own; None: those that the hyperparameters describe
-    anchors=None,  # in place of AnchorGenerator
+    top_k_per_level: bool | None = None,  # so many candidates from each level
+    anchors=None,  # one's own part, in place of AnchorGenerator
     coder=None,  # in place of box_coder; the one the model was trained with
     filter=None,  # in place of DetectionFilter; then it decides the thresholds
 ) -> Detector:
@@ -226,20 +225,19 @@ def retinanet_box(
     picture, scores (B, D) falling, labels (B, D) int32; D is `max_detections`,
     and −1 fills up. The weights are shared with `model` where it computes in
     `dtype`; a model trained in another precision is copied. Raises `ValueError`
-    where `model` isn't a RetinaNet or an argument is out of range. Source:
-    RetinaNet (Lin et al. 2017), section 4.1, "Inference".
+    for another model or a wrong argument. Source: Lin et al. 2017, section 4.1.
     """
     network = _network(model, dtype)
-    thresholds = dict(
+    h, names = _settings(
+        network,
+        class_names,
+        filter,
         score_threshold=score_threshold,
         nms_threshold=nms_threshold,
         max_detections=max_detections,
         pre_nms_top_k=pre_nms_top_k,
         top_k_per_level=top_k_per_level,
     )
-    if filter is not None:
-        _check_free(thresholds)
-    h, names = _settings(network, class_names, **thresholds)
     images = keras.Input((None, None, 3), name="images")
     outputs = _as_dtype(network, dtype)(images)
     parts = (anchors, coder, filter)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from .anchors import Part
 from .boxes import CenterCoder, overlaps
-from .engine import ops
+from .engine import keras, ops
 from .hyperparameters import HyperParameters
 
 # %% ../nbs/05a_targets.ipynb #baa17dcc
@@ -54,6 +54,7 @@ def match_anchors(
     )
 
 # %% ../nbs/05a_targets.ipynb #59f609dd
+@keras.saving.register_keras_serializable("retinanet_nb")
 @dataclass(frozen=True)
 class Matcher(Part):
     """Decides which anchor answers for which object, by their overlap:
