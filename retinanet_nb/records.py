@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EDGE_TOLERANCE', 'Record', 'DataReport', 'check_records', 'Records', 'turn_boxes', 'Entry', 'check_entry', 'finish',
-           'as_number', 'as_flag']
+           'as_number', 'as_flag', 'iou_matrix']
 
 # %% ../nbs/90e_records.ipynb #31ef2b55
 #| code-fold: true
@@ -583,3 +583,30 @@ def as_flag(
     if text in ("1", "1.0", "true", "yes"):
         return True
     return None
+
+# %% ../nbs/90e_records.ipynb #e4930b62
+def _areas(
+    boxes: np.ndarray,  # (n, 4) pixels
+) -> np.ndarray:  # (n,) square pixels, 0 for a box that is turned inside out
+    "Width times height of every box."
+    width = np.maximum(boxes[:, 2] - boxes[:, 0], 0)
+    height = np.maximum(boxes[:, 3] - boxes[:, 1], 0)
+    return width * height
+
+
+def iou_matrix(
+    a: np.ndarray,  # (N, 4) boxes, pixels
+    b: np.ndarray,  # (M, 4) boxes, pixels
+) -> np.ndarray:  # (N, M) float64, between 0 and 1
+    """Intersection over union of every box of `a` with every box of `b`, in
+    float64.
+
+    Boxes without area overlap nothing.
+    """
+    a = np.asarray(a, np.float64).reshape(-1, 4)
+    b = np.asarray(b, np.float64).reshape(-1, 4)
+    left_top = np.maximum(a[:, None, :2], b[:, :2])
+    right_bottom = np.minimum(a[:, None, 2:], b[:, 2:])
+    inter = np.maximum(right_bottom - left_top, 0).prod(2)
+    union = _areas(a)[:, None] + _areas(b) - inter
+    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
