@@ -834,7 +834,7 @@ def case_selfcheck(rng, case, home):
 
 
 def case_manifest(rng, case, home):
-    from retinanet_nb.files import MANIFEST, claim
+    from retinanet_nb.files import JOURNAL, MANIFEST, claim
 
     folder = case / "outfolder"
     folder.mkdir()
@@ -859,6 +859,13 @@ def case_manifest(rng, case, home):
     elif how < 0.75:
         data = mutate_json(rng, value)
     (folder / MANIFEST).write_bytes(data)
+    if rng.random() < 0.5:  # and a process was killed here
+        rows = [("ours.txt", None), ("ours.txt", digest), ("cat.jpg", None), ("../outside.txt", digest)]
+        rows = rng.sample(rows, rng.randint(0, 4)) + [(None, digest), (["x"], 1)][: rng.randint(0, 2)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        how = rng.random()
+        data = mutate_bytes(rng, text.encode()) if how < 0.3 else text.encode()
+        (folder / JOURNAL).write_bytes(mutate_text(rng, text) if how > 0.7 else data)
 
     def use():
         with claim(folder, ["ours.txt", "new.txt"], [r"pictures/page-\d+\.jpg", r".*outside\.txt"]) as mine:
