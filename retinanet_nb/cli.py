@@ -530,8 +530,9 @@ def _tell_copies(dataset, validation):
     if pairs:
         one, other = pairs[0]
         print(
-            f"{len(pairs)} pictures to measure on are also trained on, byte for"
-            f" byte, so the figures will be too good; the first: {other} is {one}"
+            "pictures to measure on that are also trained on, byte for byte:"
+            f" {len(pairs)}, so the figures will be too good; the first: {other.name}"
+            f" is {one.name}"
         )
 
 # %% ../nbs/10_cli.ipynb #8909f9ad

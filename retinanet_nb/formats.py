@@ -818,12 +818,10 @@ def _yolo_entries(pictures, names, root, report):
             " of images/, and beside the picture."
         )
     if told < len(pictures):
-        why = f"{len(pictures) - told} pictures have no text file; taken as empty"
+        why = f"pictures without a text file, taken as empty: {len(pictures) - told}"
         report.add("noted", report.source, why)
     if outlines:
-        why = (
-            f"{outlines} objects are outlines (polygons); their boxes were taken"
-        )
+        why = f"outlines (polygons) whose boxes were taken: {outlines}"
         report.add("noted", report.source, why)
     return entries
 

@@ -34,10 +34,10 @@ class Record:
     """
 
     image: Path  # the picture's file
-    width: int  # pixels
-    height: int  # pixels
-    boxes: np.ndarray  # (n, 4) float32: x1, y1, x2, y2, edges in pixels
-    labels: np.ndarray  # (n,) int32, from 0
+    width: int = None  # pixels; None: read from the file, as is height
+    height: int = None  # pixels
+    boxes: np.ndarray = ()  # (n, 4) float32: x1, y1, x2, y2, edges in pixels
+    labels: np.ndarray = ()  # (n,) int32, from 0
     difficult: np.ndarray = None  # (n,) bool; all False when not given
     crowd: np.ndarray = None  # (n,) bool; all False when not given
     truncated: np.ndarray = None  # (n,) bool; all False when not given
@@ -46,6 +46,9 @@ class Record:
     def __post_init__(self):
         put = partial(object.__setattr__, self)  # the record is frozen
         put("image", Path(self.image))
+        if self.width is None or self.height is None:
+            header = read_header(self.image)
+            put("width", header.width), put("height", header.height)
         put("boxes", _boxes(self.image, self.boxes))
         put("labels", _whole(self.image, self.labels))
         for name in ("difficult", "crowd", "truncated"):
@@ -181,6 +184,11 @@ def _per_class(records, num_classes):
     return [{k: int(v[i]) for k, v in table.items()} for i in range(num_classes)]
 
 # %% ../nbs/90e_records.ipynb #d4a8163f
+def _some(count, what, several=None):
+    "A number with its noun."
+    return f"{count} {what if count == 1 else several or what + 's'}"
+
+
 def _table(report):
     "The counts as lines of text."
     width = max(len(name) for name in (*report.class_names, "all classes"))
@@ -189,8 +197,8 @@ def _table(report):
         for k in ("pictures", "objects", "difficult", "truncated")
     }
     yield (
-        f"{report.source}: {report.pictures} pictures ({report.empty} without"
-        f" objects), {len(report.class_names)} classes"
+        f"{report.source}: {_some(report.pictures, 'picture')} ({report.empty}"
+        f" without objects), {_some(len(report.class_names), 'class', 'classes')}"
     )
     yield f"{'':{width}}  pictures  objects  difficult  truncated"
     for name, counts in (*report.per_class.items(), ("all classes", total)):
@@ -199,7 +207,8 @@ def _table(report):
             f"  {counts['difficult']:9}  {counts['truncated']:9}"
         )
     if report.crowd:
-        yield f"{report.crowd} objects are crowds"
+        are = "object is a crowd" if report.crowd == 1 else "objects are crowds"
+        yield f"{report.crowd} {are}"
 
 
 def _listing(report, most=10):
