@@ -647,7 +647,7 @@ def _tell_proposals(h, why, reached):
         " --anchor_sizes, --anchor_ratios)"
     )
     lines.append(
-        f"{h.epochs} epochs with {h.batch_size} pictures a step (--epochs,"
+        f"{_count(h.epochs, 'epoch')} with {_count(h.batch_size, 'picture')} a step (--epochs,"
         " --batch_size)"
     )
     print("proposed: " + "\n          ".join(lines))

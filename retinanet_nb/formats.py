@@ -142,7 +142,8 @@ def _picture_folder(path, names, report):
     for folder in _picture_folders(path):
         if any(os.path.isfile(_place(folder, name)) for name in some):
             if folder != path.parent:
-                report.add("noted", path.name, f"its pictures lie in {folder}")
+                where = os.path.relpath(folder, path.parent)
+                report.add("noted", path.name, f"its pictures lie in {where}")
             return folder
     return path.parent
 
