@@ -21,9 +21,6 @@ LONGEST_RUN = 40  # lines of visible code without a word between
 # Pages whose longest run of code is above the limit, and by how much. Nothing may be added, and numbers may
 # only fall; a page that has come below the limit is struck from the list.
 LONG_RUNS = {
-    "04e_prediction.ipynb": 60,
-    "10_cli.ipynb": 133,
-    "10a_main.ipynb": 43,
 }  # the fields of one dataclass, each with its comment
 
 
