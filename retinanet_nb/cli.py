@@ -530,8 +530,9 @@ def _tell_copies(dataset, validation):
     if pairs:
         one, other = pairs[0]
         print(
-            f"{len(pairs)} pictures to measure on are also trained on, byte for"
-            f" byte, so the figures will be too good; the first: {other} is {one}"
+            "pictures to measure on that are also trained on, byte for byte:"
+            f" {len(pairs)}, so the figures will be too good; the first: {other.name}"
+            f" is {one.name}"
         )
 
 # %% ../nbs/10_cli.ipynb #8909f9ad
@@ -646,7 +647,7 @@ def _tell_proposals(h, why, reached):
         " --anchor_sizes, --anchor_ratios)"
     )
     lines.append(
-        f"{h.epochs} epochs with {h.batch_size} pictures a step (--epochs,"
+        f"{_count(h.epochs, 'epoch')} with {_count(h.batch_size, 'picture')} a step (--epochs,"
         " --batch_size)"
     )
     print("proposed: " + "\n          ".join(lines))

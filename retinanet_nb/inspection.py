@@ -58,23 +58,8 @@ def anchor_shapes(
     return 2 * np.round(shapes / 2) if anchors.whole_pixels else shapes
 
 # %% ../nbs/06d_inspection.ipynb #ac0658fb
-def _overlaps(boxes, others):
-    "IoU of every box (n, 4) with every other (m, 4), (n, m) float64."
-    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = (
-        np.asarray(b, np.float64).reshape(-1, 4).T for b in (boxes, others)
-    )
-    length = lambda start, end: np.maximum(end - start, 0)
-    common = length(
-        np.maximum.outer(ax1, bx1), np.minimum.outer(ax2, bx2)
-    ) * length(np.maximum.outer(ay1, by1), np.minimum.outer(ay2, by2))
-    return common / np.maximum(
-        np.add.outer(
-            length(ax1, ax2) * length(ay1, ay2),
-            length(bx1, bx2) * length(by1, by2),
-        )
-        - common,
-        1e-8,
-    )
+# IoU of every box with every other
+from .records import iou_matrix as _overlaps
 
 # %% ../nbs/06d_inspection.ipynb #f572969d
 def _nearest(centre, size, stride, anchors):

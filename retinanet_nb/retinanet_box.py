@@ -20,7 +20,7 @@ from .engine import keras
 from .files import _short
 from .filtering import FilterDetections
 from .hyperparameters import HyperParameters
-from .pictures import fit_to_canvas
+from .pictures import fit_to_canvas, read_image
 from retinanet_nb.retinanet import (
     ModelCard,
     _check_names,
@@ -367,30 +367,17 @@ def _as_picture(
     return image.astype(np.float32)
 
 # %% ../nbs/04d_retinanet_box.ipynb #5e0b4d0c
-def detect(
-    detector,  # of retinanet_box or load_detector
-    # (H, W, 3) RGB 0…255, or a list of such pictures of any sizes
-    image,
-    score_threshold: float = 0.5,  # lower scores are left out
-):
-    """`Detections` of one picture, or a list of them for a list; boxes in the
-    picture's own pixels.
-
-    Each picture is fitted onto the canvas that the detector was trained on
-    (`hyperparameters.image_size`), so that objects have the size it knows; a list
-    goes through the network as one batch. Raises `ValueError` for a picture of
-    another rank.
-    """
-    one = not isinstance(image, (list, tuple))
+def _detect_batch(detector, images, score_threshold):
+    "`Detections` of each of a few pictures, which go through the network together."
     pictures = [
-        _as_picture(x, "; give several pictures as a list")
-        for x in ([image] if one else image)
+        _as_picture(
+            read_image(x) if isinstance(x, (str, Path)) else x,
+            "; give several pictures as a list",
+        )
+        for x in images
     ]
-    if not pictures:
-        return []
-    fitted = [
-        fit_to_canvas(x, detector.hyperparameters.image_size) for x in pictures
-    ]
+    size = detector.hyperparameters.image_size
+    fitted = [fit_to_canvas(x, size) for x in pictures]
     batch = detector.predict_on_batch(np.stack([canvas for canvas, _ in fitted]))
     found = []
     for (_, fit), boxes, scores, labels in zip(
@@ -405,4 +392,33 @@ def detect(
                 tuple(detector.class_names[i] for i in labels[keep]),
             )
         )
+    return found
+
+# %% ../nbs/04d_retinanet_box.ipynb #4074f77c
+def detect(
+    detector,  # of retinanet_box or load_detector
+    # (H, W, 3) RGB 0…255, or the path of a picture; or a list of such, of any
+    # sizes
+    image,
+    score_threshold: float = 0.5,  # lower scores are left out
+    # of a list, so many at a time; None: all together
+    batch_size: int = None,
+):
+    """`Detections` of one picture, or a list of them for a list; boxes in the
+    picture's own pixels.
+
+    Each picture is fitted onto the canvas that the detector was trained on
+    (`hyperparameters.image_size`), so that objects have the size it knows; a list
+    goes through the network in batches. Raises `ValueError` for a picture of
+    another rank or a file that is none, `FileNotFoundError` where there is none.
+    """
+    one = not isinstance(image, (list, tuple))
+    images = [image] if one else list(image)
+    step = batch_size or max(len(images), 1)
+    if step < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    found = []
+    for at in range(0, len(images), step):
+        part = images[at : at + step]
+        found += _detect_batch(detector, part, score_threshold)
     return found[0] if one else found

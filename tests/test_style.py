@@ -20,8 +20,7 @@ LONGEST_RUN = 40  # lines of visible code without a word between
 
 # Pages whose longest run of code is above the limit, and by how much. Nothing may be added, and numbers may
 # only fall; a page that has come below the limit is struck from the list.
-LONG_RUNS = {
-}  # the fields of one dataclass, each with its comment
+LONG_RUNS = {}  # the fields of one dataclass, each with its comment
 
 
 def code_cells(page):
