@@ -151,7 +151,7 @@ class Coverage:
 
 # %% ../nbs/06d_inspection.ipynb #dc4e1691
 #| code-fold: true
-#| code-summary: "Who is reached, who lies between"
+#| code-summary: "What is reached, and what lies between"
 @patch(as_prop=True)
 def reached(self: Coverage) -> np.ndarray:
     """Whether some anchor overlaps the object by `positive_overlap` or more, (n,)
@@ -1535,7 +1535,7 @@ def _write_text(path, text):
 
 # %% ../nbs/06d_inspection.ipynb #62779ed8
 #| code-fold: true
-#| code-summary: "Doubles, tiny objects and copies by name"
+#| code-summary: "Duplicates, tiny objects and copies by name"
 def _double_reason(names, labels, a, b):
     "What to say of two boxes of one picture that are nearly the same."
     first, second = names[labels[a]], names[labels[b]]

@@ -611,7 +611,7 @@ def perfect_outputs(
 
 # %% ../nbs/07c_selfcheck.ipynb #fba06594
 #| code-fold: true
-#| code-summary: "Outputs decoded, clipped, filtered and brought home: a Found a picture"
+#| code-summary: "Outputs decoded, clipped, filtered and brought home: a Found for each picture"
 def _filtered(b, deltas, scores):
     "Outputs decoded, clipped, filtered and brought home: a `Found` a picture."
     h = b.hyperparameters
