@@ -151,7 +151,7 @@ class Coverage:
 
 # %% ../nbs/06d_inspection.ipynb #dc4e1691
 #| code-fold: true
-#| code-summary: "What is reached, and what lies between"
+#| code-summary: "Which objects are reached, and which lie between"
 @patch(as_prop=True)
 def reached(self: Coverage) -> np.ndarray:
     """Whether some anchor overlaps the object by `positive_overlap` or more, (n,)
@@ -750,6 +750,8 @@ def _measure(targets, h, sizes=None, ratios=None, image_size=None):
     )
 
 # %% ../nbs/06d_inspection.ipynb #511b3bee
+#| code-fold: true
+#| code-summary: "How candidates are ranked"
 # about so many objects of a larger data set choose among the settings
 _SEARCHED = 10000
 
