@@ -239,7 +239,7 @@ def _check_config(config, weights):
         _check_agreement(layers, hyperparameters)
     return [cards[n] for n in ("ModelCard", "DetectorCard") if n in cards]
 
-
+# %% ../nbs/90g_model_files.ipynb #76cc7a75
 def _check_agreement(layers, hyperparameters):
     "`ValueError` where the layers of a detector contradict its hyperparameters."
     for kind, settings in layers:
