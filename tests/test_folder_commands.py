@@ -116,7 +116,7 @@ def test_splits_that_are_there_are_taken(capsys, asked, flat):
 
 def test_validation_that_contradicts_itself(capsys, flat, tmp_path):
     table = foreign(tmp_path, "other.csv")
-    for val in ("val", "0.2"):
+    for val in ("val", "0.2", "none"):
         error = fails(capsys, cli.retinanet_train, str(flat), val_split=val, val_data=str(table))
         assert "leave one of them out" in error and str(table) in error
     assert "between 0 and 1" in fails_last(capsys, cli.retinanet_train, str(flat), val_split="1.5")
