@@ -422,7 +422,8 @@ def _check_validation(about):
     path, val, data = (about.get(k) for k in ("path", "val_split", "val_data"))
     if data and not Path(data).exists():
         raise FileNotFoundError(f"there is no data set {data} to validate on")
-    if data and val and (Path(data).is_file() or _share(val) is not None):
+    no_split = _share(val) is not None or val == "none"
+    if data and val and (Path(data).is_file() or no_split):
         raise ValueError(
             f"--val_data {data} names all pictures to measure on, so --val_split"
             f" {val} has no meaning beside it: leave one of them out"
