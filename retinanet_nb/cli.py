@@ -268,14 +268,11 @@ def _weights_file(weights):
 
 def _with_architecture(base, weights):
     "`base` with the network that a file of weights was made for."
-    if (
-        not weights
-        or Path(weights).suffix != ".keras"
-        or not Path(weights).is_file()
-    ):
-        return base
-    from retinanet_nb.model_files import architecture_of
+    from retinanet_nb.model_files import PUBLISHED, architecture_of
 
+    is_file = weights and Path(weights).suffix == ".keras"
+    if weights not in PUBLISHED and not (is_file and Path(weights).is_file()):
+        return base
     return base.replace(**architecture_of(weights))
 
 # %% ../nbs/10_cli.ipynb #51dcd783
@@ -425,7 +422,8 @@ def _check_validation(about):
     path, val, data = (about.get(k) for k in ("path", "val_split", "val_data"))
     if data and not Path(data).exists():
         raise FileNotFoundError(f"there is no data set {data} to validate on")
-    if data and val and (Path(data).is_file() or _share(val) is not None):
+    no_split = _share(val) is not None or val == "none"
+    if data and val and (Path(data).is_file() or no_split):
         raise ValueError(
             f"--val_data {data} names all pictures to measure on, so --val_split"
             f" {val} has no meaning beside it: leave one of them out"
@@ -530,8 +528,9 @@ def _tell_copies(dataset, validation):
     if pairs:
         one, other = pairs[0]
         print(
-            f"{len(pairs)} pictures to measure on are also trained on, byte for"
-            f" byte, so the figures will be too good; the first: {other} is {one}"
+            "pictures to measure on that are also trained on, byte for byte:"
+            f" {len(pairs)}, so the figures will be too good; the first: {other.name}"
+            f" is {one.name}"
         )
 
 # %% ../nbs/10_cli.ipynb #8909f9ad
@@ -646,7 +645,7 @@ def _tell_proposals(h, why, reached):
         " --anchor_sizes, --anchor_ratios)"
     )
     lines.append(
-        f"{h.epochs} epochs with {h.batch_size} pictures a step (--epochs,"
+        f"{_count(h.epochs, 'epoch')} with {_count(h.batch_size, 'picture')} a step (--epochs,"
         " --batch_size)"
     )
     print("proposed: " + "\n          ".join(lines))

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['HIT', 'FALSE_ALARM', 'LEFT_OUT', 'VOC07', 'VOC', 'COCO_AP', 'METRICS', 'COCO_FIGURES', 'FASTER', 'PLAIN', 'COCO_MOST',
-           'PIECE', 'VERDICTS', 'ROW', 'LEGEND', 'POINTS', 'PICTURES', 'iou_matrix', 'Detections', 'stack_detections',
-           'Objects', 'stack_objects', 'Matches', 'match_detections', 'judge', 'Curve', 'precision_recall_curve',
-           'precision_recall', 'average_precision', 'coco_metrics', 'Report', 'evaluate_detections', 'evaluate']
+           'PIECE', 'VERDICTS', 'ROW', 'LEGEND', 'POINTS', 'PICTURES', 'Detections', 'stack_detections', 'Objects',
+           'stack_objects', 'Matches', 'match_detections', 'judge', 'Curve', 'precision_recall_curve',
+           'precision_recall', 'average_precision', 'coco_metrics', 'Report', 'evaluate_detections', 'evaluate',
+           'iou_matrix']
 
 # %% ../nbs/07a_evaluation.ipynb #3543773d
 #| code-fold: true
@@ -25,31 +26,9 @@ from .pictures import GREY, PALETTE
 from .prediction import Found, predict
 
 # %% ../nbs/07a_evaluation.ipynb #f304dd28
-def _areas(
-    boxes: np.ndarray,  # (n, 4) pixels
-) -> np.ndarray:  # (n,) square pixels, 0 for a box that is turned inside out
-    "Width times height of every box."
-    width = np.maximum(boxes[:, 2] - boxes[:, 0], 0)
-    height = np.maximum(boxes[:, 3] - boxes[:, 1], 0)
-    return width * height
+from .records import iou_matrix
 
-
-def iou_matrix(
-    a: np.ndarray,  # (N, 4) boxes, pixels
-    b: np.ndarray,  # (M, 4) boxes, pixels
-) -> np.ndarray:  # (N, M) float64, between 0 and 1
-    """Intersection over union of every box of `a` with every box of `b`, in
-    float64.
-
-    Boxes without area overlap nothing.
-    """
-    a = np.asarray(a, np.float64).reshape(-1, 4)
-    b = np.asarray(b, np.float64).reshape(-1, 4)
-    left_top = np.maximum(a[:, None, :2], b[:, :2])
-    right_bottom = np.minimum(a[:, None, 2:], b[:, 2:])
-    inter = np.maximum(right_bottom - left_top, 0).prod(2)
-    union = _areas(a)[:, None] + _areas(b) - inter
-    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+_all_ = ["iou_matrix"]
 
 # %% ../nbs/07a_evaluation.ipynb #1f6a0c02
 @dataclass(frozen=True, eq=False)
@@ -580,12 +559,12 @@ def _piece(COCO, label, pictures, found, mine, objects, truth):
 # %% ../nbs/07a_evaluation.ipynb #1f6a0c14
 COCO_MOST = 100  # detections of a class in a picture that COCO looks at
 PIECE = 10_000  # detections that are dictionaries at one time
-VERDICTS = 5_000_000  # of one class that are held at one time
+VERDICTS = 2_500_000  # of one class that are held at one time
 
 
 def _surest(found, label):
     "Numbers of the surest detections of a class in every picture, in their order."
-    mine = np.flatnonzero(found.labels == label)
+    mine = np.flatnonzero(found.labels == label).astype(np.int32)
     picture = (np.searchsorted(found.ends, mine, side="right") - 1).astype(
         np.int32
     )

@@ -207,44 +207,8 @@ class DetectionFilter(Part):
         )
 
 # %% ../nbs/04c_filtering.ipynb #d134d46c
-@keras.saving.register_keras_serializable("retinanet_nb")
-class FilterDetections(keras.layers.Layer):
-    """`[boxes (B, N, 4), scores (B, N, K)]` → boxes (B, D, 4), scores (B, D),
-    labels (B, D) int32, by a `DetectionFilter` with the same arguments.
-
-    With `levels` the input has a third part, the pictures (B, H, W, C).
-    """
-
-    def __init__(
-        self,
-        class_specific_filter=True,  # only boxes of one class suppress each other
-        nms=True,  # suppress at all
-        score_threshold=0.05,  # scores must be higher than this
-        # a better box suppresses those that overlap it more than this
-        nms_threshold=0.5,
-        # candidates that enter suppression, over all levels
-        pre_nms_top_k=1000,
-        max_detections=300,  # D
-        # AnchorParameters, or a part like AnchorGenerator: so many from each level
-        levels=None,
-        # in place of the filter of these settings; a Part, if it is to be saved
-        filter=None,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self.options = dict(
-            class_specific_filter=class_specific_filter,
-            nms=nms,
-            score_threshold=score_threshold,
-            nms_threshold=nms_threshold,
-            pre_nms_top_k=pre_nms_top_k,
-            max_detections=max_detections,
-        )
-        self.levels, self.custom = _read_levels(levels), read_part(filter)
-        per_level = levels is not None
-        self.filter = self.custom or DetectionFilter(
-            **self.options, top_k_per_level=per_level
-        )
+class _FilterLayer(keras.layers.Layer):
+    "What `FilterDetections` does; how it is made comes below."
 
     def call(self, inputs):
         boxes, scores, *images = inputs
@@ -268,6 +232,42 @@ class FilterDetections(keras.layers.Layer):
         if self.custom is not None:
             config["filter"] = keras.saving.serialize_keras_object(self.custom)
         return config
+
+# %% ../nbs/04c_filtering.ipynb #3bfacbee
+@keras.saving.register_keras_serializable("retinanet_nb")
+class FilterDetections(_FilterLayer):
+    """`[boxes (B, N, 4), scores (B, N, K)]` → boxes (B, D, 4), scores (B, D),
+    labels (B, D) int32, by a `DetectionFilter` with the same arguments.
+
+    With `levels` the input has a third part, the pictures (B, H, W, C).
+    """
+
+    def __init__(
+        self,
+        class_specific_filter=True,  # only boxes of one class suppress each other
+        nms=True,  # suppress at all
+        score_threshold=0.05,  # scores must be higher than this
+        nms_threshold=0.5,  # a better box suppresses above it
+        pre_nms_top_k=1000,  # candidates that enter suppression
+        max_detections=300,  # D
+        # AnchorParameters, or a part like AnchorGenerator: so many from each level
+        levels=None,
+        # in place of the filter of these settings; a Part, if it is to be saved
+        filter=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.options = dict(
+            class_specific_filter=class_specific_filter,
+            nms=nms,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            pre_nms_top_k=pre_nms_top_k,
+            max_detections=max_detections,
+        )
+        self.levels, self.custom = _read_levels(levels), read_part(filter)
+        settings = {**self.options, "top_k_per_level": levels is not None}
+        self.filter = self.custom or DetectionFilter(**settings)
 
 # %% ../nbs/04c_filtering.ipynb #bbe3a513
 def _read_levels(levels):

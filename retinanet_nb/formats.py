@@ -142,7 +142,8 @@ def _picture_folder(path, names, report):
     for folder in _picture_folders(path):
         if any(os.path.isfile(_place(folder, name)) for name in some):
             if folder != path.parent:
-                report.add("noted", path.name, f"its pictures lie in {folder}")
+                where = os.path.relpath(folder, path.parent)
+                report.add("noted", path.name, f"its pictures lie in {where}")
             return folder
     return path.parent
 
@@ -818,12 +819,10 @@ def _yolo_entries(pictures, names, root, report):
             " of images/, and beside the picture."
         )
     if told < len(pictures):
-        why = f"{len(pictures) - told} pictures have no text file; taken as empty"
+        why = f"pictures without a text file, taken as empty: {len(pictures) - told}"
         report.add("noted", report.source, why)
     if outlines:
-        why = (
-            f"{outlines} objects are outlines (polygons); their boxes were taken"
-        )
+        why = f"outlines (polygons) whose boxes were taken: {outlines}"
         report.add("noted", report.source, why)
     return entries
 

@@ -58,23 +58,8 @@ def anchor_shapes(
     return 2 * np.round(shapes / 2) if anchors.whole_pixels else shapes
 
 # %% ../nbs/06d_inspection.ipynb #ac0658fb
-def _overlaps(boxes, others):
-    "IoU of every box (n, 4) with every other (m, 4), (n, m) float64."
-    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = (
-        np.asarray(b, np.float64).reshape(-1, 4).T for b in (boxes, others)
-    )
-    length = lambda start, end: np.maximum(end - start, 0)
-    common = length(
-        np.maximum.outer(ax1, bx1), np.minimum.outer(ax2, bx2)
-    ) * length(np.maximum.outer(ay1, by1), np.minimum.outer(ay2, by2))
-    return common / np.maximum(
-        np.add.outer(
-            length(ax1, ax2) * length(ay1, ay2),
-            length(bx1, bx2) * length(by1, by2),
-        )
-        - common,
-        1e-8,
-    )
+# IoU of every box with every other
+from .records import iou_matrix as _overlaps
 
 # %% ../nbs/06d_inspection.ipynb #f572969d
 def _nearest(centre, size, stride, anchors):
@@ -165,6 +150,8 @@ class Coverage:
         return np.sqrt(self.size.prod(axis=1))
 
 # %% ../nbs/06d_inspection.ipynb #dc4e1691
+#| code-fold: true
+#| code-summary: "Which objects are reached, and which lie between"
 @patch(as_prop=True)
 def reached(self: Coverage) -> np.ndarray:
     """Whether some anchor overlaps the object by `positive_overlap` or more, (n,)
@@ -194,6 +181,8 @@ def state(
     return state
 
 # %% ../nbs/06d_inspection.ipynb #0cfed909
+#| code-fold: true
+#| code-summary: "The two tables"
 # the groups of sizes in reports: √area on the canvas, pixels
 SIZE_STEPS = (0, 8, 16, 32, 64, 128, 256, 512, math.inf)
 
@@ -298,6 +287,8 @@ def __repr__(self: Coverage):
     return str(self)
 
 # %% ../nbs/06d_inspection.ipynb #a6a25e36
+#| code-fold: true
+#| code-summary: "The targets of a data set"
 @dataclass(frozen=True, eq=False)
 class _Targets:
     """The training targets of a data set: arrays of n objects, lengths in pixels
@@ -326,6 +317,8 @@ class _Targets:
         return (np.asarray(image_size) / self.picture_size).min(axis=1)
 
 # %% ../nbs/06d_inspection.ipynb #d0af8290
+#| code-fold: true
+#| code-summary: "Records, looked at"
 def _check_target(record, names):
     "Raise `ValueError` that names a picture without a size, or a label without a name."
     labels = record.labels
@@ -355,6 +348,8 @@ def _checked(dataset):
     return records, tuple(names)
 
 # %% ../nbs/06d_inspection.ipynb #7d6923cf
+#| code-fold: true
+#| code-summary: "Many small arrays become a few large ones"
 def _joined(arrays, shape, dtype):
     "One array of many; an empty one of this shape and type where there is none."
     return np.concatenate(arrays) if arrays else np.zeros(shape, dtype)
@@ -406,6 +401,8 @@ def coverage(
     )
 
 # %% ../nbs/06d_inspection.ipynb #ee1fb190
+#| code-fold: true
+#| code-summary: "Drawing the boxes"
 def draw_reach(
     image: np.ndarray,  # (height, width, 3) uint8, RGB, left as it is
     boxes,  # (n, 4) pixels of the image
@@ -578,6 +575,8 @@ def plot_overlaps(
     return ax
 
 # %% ../nbs/06d_inspection.ipynb #6c09d690
+#| code-fold: true
+#| code-summary: "The fields of a proposal"
 @dataclass(frozen=True)
 class Suggestion:
     "A change of the settings, what it gives and what it costs."
@@ -610,6 +609,8 @@ class Suggestion:
         )
 
 # %% ../nbs/06d_inspection.ipynb #bbde0d12
+#| code-fold: true
+#| code-summary: "How many anchors a picture gets"
 def _count_anchors(image_size, anchors):
     "How many anchors a picture gets."
     cells = sum(
@@ -623,6 +624,8 @@ def _comma(values):
     return ",".join(f"{v:g}" for v in values)
 
 # %% ../nbs/06d_inspection.ipynb #4c042c6c
+#| code-fold: true
+#| code-summary: "Other sizes"
 def _size_choices(anchors):
     """Other anchor sizes: all by one factor, or stretched down from the same
     largest one.
@@ -641,6 +644,8 @@ def _size_choices(anchors):
     ]
 
 # %% ../nbs/06d_inspection.ipynb #efa1e712
+#| code-fold: true
+#| code-summary: "Other ratios"
 def _ratio_choices(anchors, targets):
     "Other ratios: from 1/3 to 3, and those of the data."
     choices = [(0.33, 1, 3), (0.33, 0.5, 1, 2, 3)]
@@ -657,6 +662,8 @@ def _ratio_choices(anchors, targets):
     ]
 
 # %% ../nbs/06d_inspection.ipynb #73f1e2f2
+#| code-fold: true
+#| code-summary: "Larger canvases"
 def _canvas_choices(image_size, targets):
     """Larger canvases of the same shape, and of the pictures' usual shape:
     multiples of 32, no side more than twice as long, pictures enlarged twofold at
@@ -713,6 +720,8 @@ def _said(h, sizes, ratios, image_size, enlarged):
     return " and ".join(words), " ".join(options), " ".join(notes)
 
 # %% ../nbs/06d_inspection.ipynb #dd235f06
+#| code-fold: true
+#| code-summary: "A candidate, changed and counted"
 def _measure(targets, h, sizes=None, ratios=None, image_size=None):
     """The `Suggestion` to use other sizes, ratios and canvas, measured on
     `targets`.
@@ -741,6 +750,8 @@ def _measure(targets, h, sizes=None, ratios=None, image_size=None):
     )
 
 # %% ../nbs/06d_inspection.ipynb #511b3bee
+#| code-fold: true
+#| code-summary: "How candidates are ranked"
 # about so many objects of a larger data set choose among the settings
 _SEARCHED = 10000
 
@@ -765,6 +776,8 @@ def _cheapest(found):
     return min(good, key=_cost)
 
 # %% ../nbs/06d_inspection.ipynb #1fc5d848
+#| code-fold: true
+#| code-summary: "Every kind alone, and the best of all together"
 # by what the best few of each kind are chosen, and how many, to be combined
 _BEST = dict(
     sizes=(lambda s: -_score(s), 3),
@@ -843,6 +856,8 @@ def suggestions(
     return sorted(chosen, key=_rank)
 
 # %% ../nbs/06d_inspection.ipynb #d069e4d8
+#| code-fold: true
+#| code-summary: "What differs from the present settings"
 def _changed(new, old):
     "What of sizes, ratios and canvas differs; None for what doesn't."
     return [
@@ -855,6 +870,8 @@ def _changed(new, old):
     ]
 
 # %% ../nbs/06d_inspection.ipynb #cf58d84b
+#| code-fold: true
+#| code-summary: "Tiny objects"
 def tiny_objects(
     # a sequence of Record with .class_names
     dataset,
@@ -876,6 +893,8 @@ def tiny_objects(
     return np.stack([t.picture[tiny], t.index[tiny]], axis=1)
 
 # %% ../nbs/06d_inspection.ipynb #a319e046
+#| code-fold: true
+#| code-summary: "The same object, boxed twice"
 def double_boxes(
     dataset,  # a sequence of Record with .class_names
     overlap: float = 0.95,  # boxes of a picture that overlap more
@@ -896,6 +915,8 @@ def double_boxes(
     return found
 
 # %% ../nbs/06d_inspection.ipynb #751b965b
+#| code-fold: true
+#| code-summary: "The same picture twice"
 def _groups(keys):
     "What has the same key, as tuples of two or more; a key of None has nothing."
     by = {}
@@ -938,6 +959,8 @@ def same_pictures(
     return _same_bytes([Path(r.image) for r in dataset])
 
 # %% ../nbs/06d_inspection.ipynb #9855952f
+#| code-fold: true
+#| code-summary: "A picture of another split"
 def _beside(records):
     "Picture files in the folders of `records` that belong to none of them."
     mine = {Path(r.image).resolve() for r in records}
@@ -973,6 +996,8 @@ def copies_elsewhere(
     return found
 
 # %% ../nbs/06d_inspection.ipynb #dfd5bd8f
+#| code-fold: true
+#| code-summary: "The fields of an inspection"
 @dataclass(eq=False)
 class Inspection:
     "What `inspect_dataset` found. `print` it, or `to_json()`."
@@ -998,6 +1023,8 @@ class Inspection:
     said: dict = field(default_factory=dict)  # its options so far: name -> text
 
 # %% ../nbs/06d_inspection.ipynb #6dcde761
+#| code-fold: true
+#| code-summary: "The whole command that follows a proposal"
 @patch
 def line(
     self: Inspection,
@@ -1013,6 +1040,8 @@ def line(
     return " ".join([self.command, *pairs])
 
 # %% ../nbs/06d_inspection.ipynb #4aeab0eb
+#| code-fold: true
+#| code-summary: "The verdict"
 @patch(as_prop=True)
 def verdict(self: Inspection) -> str:
     "Coverage and advice in a sentence or two."
@@ -1239,6 +1268,8 @@ def to_json(self: Inspection) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False)
 
 # %% ../nbs/06d_inspection.ipynb #92ef86b7
+#| code-fold: true
+#| code-summary: "Names of files, and pictures worth seeing"
 def _file_names(dataset):
     "Short names of the pictures: relative to the folder that holds them all."
     paths = [Path(r.image) for r in dataset]
@@ -1294,6 +1325,8 @@ def _size_table(coverage):
     return rows + [_size_row("all classes", side, ratio)]
 
 # %% ../nbs/06d_inspection.ipynb #e535751f
+#| code-fold: true
+#| code-summary: "Cards with pictures"
 def _objects(count):
     return f"{count} object{'s' * (count != 1)}"
 
@@ -1469,6 +1502,8 @@ def _file_table(page, inspection):
     page.section("Files", more if len(bad) > 300 else "", table)
 
 # %% ../nbs/06d_inspection.ipynb #36b44941
+#| code-fold: true
+#| code-summary: "The page and both reports, written"
 def _write_page(inspection, dataset, ours, count):
     "index.html with its pictures, report.txt and report.json, in a claimed folder."
     c, report = inspection.coverage, inspection.report
@@ -1501,6 +1536,8 @@ def _write_text(path, text):
     path.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
 
 # %% ../nbs/06d_inspection.ipynb #62779ed8
+#| code-fold: true
+#| code-summary: "Duplicates, tiny objects and copies by name"
 def _double_reason(names, labels, a, b):
     "What to say of two boxes of one picture that are nearly the same."
     first, second = names[labels[a]], names[labels[b]]
@@ -1528,6 +1565,8 @@ def _copies(dataset, files, others):
     return found
 
 # %% ../nbs/06d_inspection.ipynb #ed0baa59
+#| code-fold: true
+#| code-summary: "One question after the other"
 def _examine(dataset, h, command, said, others):
     "All that needs no picture."
     targets = _targets_of(dataset)

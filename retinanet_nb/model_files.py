@@ -239,7 +239,7 @@ def _check_config(config, weights):
         _check_agreement(layers, hyperparameters)
     return [cards[n] for n in ("ModelCard", "DetectorCard") if n in cards]
 
-
+# %% ../nbs/90g_model_files.ipynb #76cc7a75
 def _check_agreement(layers, hyperparameters):
     "`ValueError` where the layers of a detector contradict its hyperparameters."
     for kind, settings in layers:
@@ -254,6 +254,14 @@ def _check_agreement(layers, hyperparameters):
         coding = settings.get("coding", "center")
         if kind == "RegressBoxes" and coding != hyperparameters.box_coding:
             raise ValueError("its box_coding is not that of its hyperparameters")
+        levels = settings.get("levels")
+        if (
+            kind == "FilterDetections"
+            and isinstance(levels, dict)
+            and "class_name" not in levels  # a part of somebody's own
+            and AnchorParameters(**levels) != hyperparameters.anchors
+        ):
+            raise ValueError("its filter's levels are not those of its anchors")
 
 # %% ../nbs/90g_model_files.ipynb #5e0b2c16
 # what the weights mean nothing without

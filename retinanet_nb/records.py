@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EDGE_TOLERANCE', 'Record', 'DataReport', 'check_records', 'Records', 'turn_boxes', 'Entry', 'check_entry', 'finish',
-           'as_number', 'as_flag']
+           'as_number', 'as_flag', 'iou_matrix']
 
 # %% ../nbs/90e_records.ipynb #31ef2b55
 #| code-fold: true
@@ -35,10 +35,10 @@ class Record:
     """
 
     image: Path  # the picture's file
-    width: int  # pixels
-    height: int  # pixels
-    boxes: np.ndarray  # (n, 4) float32: x1, y1, x2, y2, edges in pixels
-    labels: np.ndarray  # (n,) int32, from 0
+    width: int = None  # pixels; None: read from the file, as is height
+    height: int = None  # pixels
+    boxes: np.ndarray = ()  # (n, 4) float32: x1, y1, x2, y2, edges in pixels
+    labels: np.ndarray = ()  # (n,) int32, from 0
     difficult: np.ndarray = None  # (n,) bool; all False when not given
     crowd: np.ndarray = None  # (n,) bool; all False when not given
     truncated: np.ndarray = None  # (n,) bool; all False when not given
@@ -47,6 +47,9 @@ class Record:
     def __post_init__(self):
         put = partial(object.__setattr__, self)  # the record is frozen
         put("image", Path(self.image))
+        if self.width is None or self.height is None:
+            header = read_header(self.image)
+            put("width", header.width), put("height", header.height)
         put("boxes", _boxes(self.image, self.boxes))
         put("labels", _whole(self.image, self.labels))
         for name in ("difficult", "crowd", "truncated"):
@@ -193,6 +196,11 @@ def _per_class(records, num_classes):
     return [{k: int(v[i]) for k, v in table.items()} for i in range(num_classes)]
 
 # %% ../nbs/90e_records.ipynb #d4a8163f
+def _some(count, what, several=None):
+    "A number with its noun."
+    return f"{count} {what if count == 1 else several or what + 's'}"
+
+
 def _table(report):
     "The counts as lines of text."
     width = max(len(name) for name in (*report.class_names, "all classes"))
@@ -201,8 +209,8 @@ def _table(report):
         for k in ("pictures", "objects", "difficult", "truncated")
     }
     yield (
-        f"{report.source}: {report.pictures} pictures ({report.empty} without"
-        f" objects), {len(report.class_names)} classes"
+        f"{report.source}: {_some(report.pictures, 'picture')} ({report.empty}"
+        f" without objects), {_some(len(report.class_names), 'class', 'classes')}"
     )
     yield f"{'':{width}}  pictures  objects  difficult  truncated"
     for name, counts in (*report.per_class.items(), ("all classes", total)):
@@ -211,7 +219,8 @@ def _table(report):
             f"  {counts['difficult']:9}  {counts['truncated']:9}"
         )
     if report.crowd:
-        yield f"{report.crowd} objects are crowds"
+        are = "object is a crowd" if report.crowd == 1 else "objects are crowds"
+        yield f"{report.crowd} {are}"
 
 
 def _listing(report, most=10):
@@ -595,3 +604,30 @@ def as_flag(
     if text in ("1", "1.0", "true", "yes"):
         return True
     return None
+
+# %% ../nbs/90e_records.ipynb #e4930b62
+def _areas(
+    boxes: np.ndarray,  # (n, 4) pixels
+) -> np.ndarray:  # (n,) square pixels, 0 for a box that is turned inside out
+    "Width times height of every box."
+    width = np.maximum(boxes[:, 2] - boxes[:, 0], 0)
+    height = np.maximum(boxes[:, 3] - boxes[:, 1], 0)
+    return width * height
+
+
+def iou_matrix(
+    a: np.ndarray,  # (N, 4) boxes, pixels
+    b: np.ndarray,  # (M, 4) boxes, pixels
+) -> np.ndarray:  # (N, M) float64, between 0 and 1
+    """Intersection over union of every box of `a` with every box of `b`, in
+    float64.
+
+    Boxes without area overlap nothing.
+    """
+    a = np.asarray(a, np.float64).reshape(-1, 4)
+    b = np.asarray(b, np.float64).reshape(-1, 4)
+    left_top = np.maximum(a[:, None, :2], b[:, :2])
+    right_bottom = np.minimum(a[:, None, 2:], b[:, 2:])
+    inter = np.maximum(right_bottom - left_top, 0).prod(2)
+    union = _areas(a)[:, None] + _areas(b) - inter
+    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)

@@ -20,7 +20,7 @@ from .engine import keras
 from .files import _short
 from .filtering import FilterDetections
 from .hyperparameters import HyperParameters
-from .pictures import fit_to_canvas
+from .pictures import fit_to_canvas, read_image
 from retinanet_nb.retinanet import (
     ModelCard,
     _check_names,
@@ -149,10 +149,12 @@ def _check_free(thresholds):
         )
 
 
-def _settings(model, class_names, **given):
+def _settings(model, class_names, filter, **given):
     """What a detector of `model` works with: its hyperparameters, with those of
     `given` that aren't None, and its class names.
     """
+    if filter is not None:
+        _check_free(given)
     card = model_card(model)
     h = card.hyperparameters if card else HyperParameters()
     h = h.replace(**{k: v for k, v in given.items() if v is not None})
@@ -206,17 +208,14 @@ def retinanet_box(
     class_names=None,  # None: those that the model carries
     nms: bool = True,  # suppress boxes that overlap a better one
     class_specific_filter: bool = True,  # suppress within a class only
-    # the next four: None takes the model's own hyperparameters
-    score_threshold: float | None = None,
+    score_threshold: float | None = None,  # None, as below: the model's own
     nms_threshold: float | None = None,  # a better box suppresses above it
     max_detections: int | None = None,  # D
     pre_nms_top_k: int | None = None,  # candidates that enter suppression
     # "float32", "mixed_bfloat16" for speed, None: as the model computes
     dtype: str | None = "float32",
-    # so many candidates from each level; None: as the model's hyperparameters say
-    top_k_per_level: bool | None = None,
-    # parts of one's own; None: those that the hyperparameters describe
-    anchors=None,  # in place of AnchorGenerator
+    top_k_per_level: bool | None = None,  # so many candidates from each level
+    anchors=None,  # one's own part, in place of AnchorGenerator
     coder=None,  # in place of box_coder; the one the model was trained with
     filter=None,  # in place of DetectionFilter; then it decides the thresholds
 ) -> Detector:
@@ -226,20 +225,19 @@ def retinanet_box(
     picture, scores (B, D) falling, labels (B, D) int32; D is `max_detections`,
     and −1 fills up. The weights are shared with `model` where it computes in
     `dtype`; a model trained in another precision is copied. Raises `ValueError`
-    where `model` isn't a RetinaNet or an argument is out of range. Source:
-    RetinaNet (Lin et al. 2017), section 4.1, "Inference".
+    for another model or a wrong argument. Source: Lin et al. 2017, section 4.1.
     """
     network = _network(model, dtype)
-    thresholds = dict(
+    h, names = _settings(
+        network,
+        class_names,
+        filter,
         score_threshold=score_threshold,
         nms_threshold=nms_threshold,
         max_detections=max_detections,
         pre_nms_top_k=pre_nms_top_k,
         top_k_per_level=top_k_per_level,
     )
-    if filter is not None:
-        _check_free(thresholds)
-    h, names = _settings(network, class_names, **thresholds)
     images = keras.Input((None, None, 3), name="images")
     outputs = _as_dtype(network, dtype)(images)
     parts = (anchors, coder, filter)
@@ -369,30 +367,17 @@ def _as_picture(
     return image.astype(np.float32)
 
 # %% ../nbs/04d_retinanet_box.ipynb #5e0b4d0c
-def detect(
-    detector,  # of retinanet_box or load_detector
-    # (H, W, 3) RGB 0…255, or a list of such pictures of any sizes
-    image,
-    score_threshold: float = 0.5,  # lower scores are left out
-):
-    """`Detections` of one picture, or a list of them for a list; boxes in the
-    picture's own pixels.
-
-    Each picture is fitted onto the canvas that the detector was trained on
-    (`hyperparameters.image_size`), so that objects have the size it knows; a list
-    goes through the network as one batch. Raises `ValueError` for a picture of
-    another rank.
-    """
-    one = not isinstance(image, (list, tuple))
+def _detect_batch(detector, images, score_threshold):
+    "`Detections` of each of a few pictures, which go through the network together."
     pictures = [
-        _as_picture(x, "; give several pictures as a list")
-        for x in ([image] if one else image)
+        _as_picture(
+            read_image(x) if isinstance(x, (str, Path)) else x,
+            "; give several pictures as a list",
+        )
+        for x in images
     ]
-    if not pictures:
-        return []
-    fitted = [
-        fit_to_canvas(x, detector.hyperparameters.image_size) for x in pictures
-    ]
+    size = detector.hyperparameters.image_size
+    fitted = [fit_to_canvas(x, size) for x in pictures]
     batch = detector.predict_on_batch(np.stack([canvas for canvas, _ in fitted]))
     found = []
     for (_, fit), boxes, scores, labels in zip(
@@ -407,4 +392,33 @@ def detect(
                 tuple(detector.class_names[i] for i in labels[keep]),
             )
         )
+    return found
+
+# %% ../nbs/04d_retinanet_box.ipynb #4074f77c
+def detect(
+    detector,  # of retinanet_box or load_detector
+    # (H, W, 3) RGB 0…255, or the path of a picture; or a list of such, of any
+    # sizes
+    image,
+    score_threshold: float = 0.5,  # lower scores are left out
+    # of a list, so many at a time; None: all together
+    batch_size: int = None,
+):
+    """`Detections` of one picture, or a list of them for a list; boxes in the
+    picture's own pixels.
+
+    Each picture is fitted onto the canvas that the detector was trained on
+    (`hyperparameters.image_size`), so that objects have the size it knows; a list
+    goes through the network in batches. Raises `ValueError` for a picture of
+    another rank or a file that is none, `FileNotFoundError` where there is none.
+    """
+    one = not isinstance(image, (list, tuple))
+    images = [image] if one else list(image)
+    step = batch_size or max(len(images), 1)
+    if step < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    found = []
+    for at in range(0, len(images), step):
+        part = images[at : at + step]
+        found += _detect_batch(detector, part, score_threshold)
     return found[0] if one else found

@@ -60,6 +60,8 @@ class Stage:
         )
 
 # %% ../nbs/07c_selfcheck.ipynb #a531405c
+#| code-fold: true
+#| code-summary: "The fields of a self-check"
 @dataclass(frozen=True)
 class SelfCheck:
     """What `self_check` found:
@@ -156,6 +158,8 @@ def from_json(
         raise ValueError(f"this is no report of a self-check: {error}") from None
 
 # %% ../nbs/07c_selfcheck.ipynb #39fd62bf
+#| code-fold: true
+#| code-summary: "The pictures in turn, by the class seen least so far"
 class Chosen(list):
     """Records with `.class_names`, as the generator and the evaluation want them;
     unlike `Records` it counts nothing, so that wrong labels can get as far as
@@ -211,6 +215,8 @@ def choose_pictures(
     return Chosen([dataset[i] for i in chosen], dataset.class_names)
 
 # %% ../nbs/07c_selfcheck.ipynb #827e3274
+#| code-fold: true
+#| code-summary: "The fields of the workbench"
 # share of objects that may be out of reach before a stage fails
 TOLERATED = 0.25
 # mAP that counts as "by heart", as a share of what perfect outputs reach
@@ -247,6 +253,8 @@ class Bench:
     detections: list | None = None  # of the last test
 
 # %% ../nbs/07c_selfcheck.ipynb #49c4c2c0
+#| code-fold: true
+#| code-summary: "Objects in words, and the anchors of the canvas"
 @patch
 def name(self: Bench, k, j) -> str:
     "Object `j` of picture `k` in words."
@@ -277,6 +285,8 @@ def _some(items, n=3):
     return "; ".join(items[:n]) + more
 
 # %% ../nbs/07c_selfcheck.ipynb #4756f741
+#| code-fold: true
+#| code-summary: "What is wrong with a record's boxes and labels, as sentences without a full stop"
 def _faults_of(record, num_classes):
     """What is wrong with a record's boxes and labels, as sentences without a full
     stop.
@@ -304,6 +314,8 @@ def _faults_of(record, num_classes):
     return faults
 
 # %% ../nbs/07c_selfcheck.ipynb #87d5cab1
+#| code-fold: true
+#| code-summary: "What is wrong with a picture"
 def _faults_of_picture(record):
     try:
         image = read_image(record.image)
@@ -341,6 +353,8 @@ def _lost_on_the_way(b):
     return faults
 
 # %% ../nbs/07c_selfcheck.ipynb #c7285070
+#| code-fold: true
+#| code-summary: "What to do about faults of the data"
 def _data_remedy(faults):
     "What to do about faults of the data."
     text = "Mend these annotations or pictures, or leave them out."
@@ -354,6 +368,8 @@ def _data_remedy(faults):
     return text
 
 # %% ../nbs/07c_selfcheck.ipynb #c3aead0c
+#| code-fold: true
+#| code-summary: "The first stage: count the faults, then the objects"
 def check_data(bench: Bench) -> Stage:
     """Stage 1: sound boxes and labels in all records, and the chosen pictures as
     the generator gives them.
@@ -386,6 +402,8 @@ def check_data(bench: Bench) -> Stage:
     return Stage("data", True, finding)
 
 # %% ../nbs/07c_selfcheck.ipynb #5156e59d
+#| code-fold: true
+#| code-summary: "Best overlaps, and sizes that would fit"
 def _fitting_sizes(sides):
     """Five anchor sizes that begin at the smaller objects:
 
@@ -407,6 +425,8 @@ def _best_overlaps(b):
     return np.array(best), np.array(sizes).reshape(-1, 2)
 
 # %% ../nbs/07c_selfcheck.ipynb #ac4dd6a5
+#| code-fold: true
+#| code-summary: "What would bring the anchors nearer"
 def _anchor_sides(a):
     "The sides of the smallest and the largest square anchor, pixels."
     return a.sizes[0] * a.scales[0], a.sizes[-1] * a.scales[-1]
@@ -471,6 +491,8 @@ def check_anchors(bench: Bench) -> Stage:
     return Stage("anchors", False, finding, remedy + more)
 
 # %% ../nbs/07c_selfcheck.ipynb #10255868
+#| code-fold: true
+#| code-summary: "Targets of the chosen pictures, and the boxes that the deltas lead to"
 def _assign(b):
     "Targets of the chosen pictures, and the boxes that the deltas lead to."
     h, anchors = b.hyperparameters, b.anchors()
@@ -502,6 +524,8 @@ def _find_owners(b, decoded):
     return off
 
 # %% ../nbs/07c_selfcheck.ipynb #e237114d
+#| code-fold: true
+#| code-summary: "The stage where targets and decoding disagree"
 def _targets_off(b, off, positives):
     "The stage where targets and decoding disagree."
     distance, k, _ = max(off)
@@ -518,6 +542,8 @@ def _targets_off(b, off, positives):
     )
 
 # %% ../nbs/07c_selfcheck.ipynb #1297a675
+#| code-fold: true
+#| code-summary: "In words, the object that takes the anchors of object j"
 def _twin(b, k, j):
     """In words, the object that takes the anchors of object `j`; empty where
     there is none.
@@ -584,6 +610,8 @@ def perfect_outputs(
     return b.deltas, scores
 
 # %% ../nbs/07c_selfcheck.ipynb #fba06594
+#| code-fold: true
+#| code-summary: "Outputs decoded, clipped, filtered and brought home: a Found for each picture"
 def _filtered(b, deltas, scores):
     "Outputs decoded, clipped, filtered and brought home: a `Found` a picture."
     h = b.hyperparameters
@@ -605,6 +633,8 @@ def _filtered(b, deltas, scores):
     return found
 
 # %% ../nbs/07c_selfcheck.ipynb #49f79c56
+#| code-fold: true
+#| code-summary: "Why object j of picture k was missed by perfect outputs, and what to do"
 def _reason(b, k, j, scores):
     "Why object `j` of picture `k` was missed by perfect outputs, and what to do."
     h, boxes, labels = (
@@ -711,6 +741,8 @@ def expected_focal_loss(
     ) / max(positives, 1)
 
 # %% ../nbs/07c_selfcheck.ipynb #3915bfb9
+#| code-fold: true
+#| code-summary: "Parts of the network and their trainer"
 PARTS = ("backbone", "pyramid", "classification subnet", "regression subnet")
 
 
@@ -742,6 +774,8 @@ def _trainer(names, h, learning_rate, steps):
     )
 
 # %% ../nbs/07c_selfcheck.ipynb #135e6da1
+#| code-fold: true
+#| code-summary: "Pictures and truth of a step: as many as batch_size, in turn"
 def _batch(b, step):
     "Pictures and truth of a step: as many as `batch_size`, in turn."
     n, size = len(b.chosen), min(b.hyperparameters.batch_size, len(b.chosen))
@@ -773,6 +807,8 @@ _NOT_FINITE = (
 )
 
 # %% ../nbs/07c_selfcheck.ipynb #1d49d174
+#| code-fold: true
+#| code-summary: "One step, and every weight before and after it: part → pairs of arrays"
 def _first_step(b):
     "One step, and every weight before and after it: part → pairs of arrays."
     weights = b.trainer.trainable_variables
@@ -792,6 +828,8 @@ def _moved(parts):
     return sum((old != new).sum() for old, new in pairs) / max(1, total)
 
 # %% ../nbs/07c_selfcheck.ipynb #c9236b4f
+#| code-fold: true
+#| code-summary: "The stage where weights broke or stood still"
 def _loss_faults(finding, parts, objects):
     "The stage where weights broke or stood still; `None` where neither happened."
     broken, still = [], []
@@ -822,6 +860,8 @@ def _loss_faults(finding, parts, objects):
     return None
 
 # %% ../nbs/07c_selfcheck.ipynb #08bd07e7
+#| code-fold: true
+#| code-summary: "The fifth stage, in that order"
 def check_losses(bench: Bench) -> Stage:
     """Stage 5: the network as `train` builds it, one step: finite losses, near
     what the prior promises, and every part of the network moved.
@@ -860,6 +900,8 @@ def check_losses(bench: Bench) -> Stage:
     return Stage("losses", True, f"{finding}; {moved}, in all parts{but}.")
 
 # %% ../nbs/07c_selfcheck.ipynb #ca17ce39
+#| code-fold: true
+#| code-summary: "Steps and measurements"
 def _measure(b, cache, size):
     "The mAP on the chosen pictures, noted."
     detector = current_detector(b.trainer, cache)
@@ -932,6 +974,8 @@ def _ends(b):
     return float(np.mean(losses[:n])), float(np.mean(losses[-2 * n :]))
 
 # %% ../nbs/07c_selfcheck.ipynb #c102a581
+#| code-fold: true
+#| code-summary: "The loss in use, and whether statistics are behind"
 def _loss_in_use(b):
     "The mean loss of the pictures as a network in use has it, without a step."
     size = min(b.hyperparameters.batch_size, len(b.chosen))
@@ -959,6 +1003,8 @@ def _statistics_behind(b, first, last):
     )
 
 # %% ../nbs/07c_selfcheck.ipynb #f457dc05
+#| code-fold: true
+#| code-summary: "Whether the last quarter of the steps was clearly better than the one before"
 def _still_falling(losses):
     "Whether the last quarter of the steps was clearly better than the one before."
     quarter = max(1, len(losses) // 4)
@@ -977,6 +1023,8 @@ def _slow_remedy(b):
     )
 
 # %% ../nbs/07c_selfcheck.ipynb #acecab8e
+#| code-fold: true
+#| code-summary: "The stage where learning failed, with its reason"
 def _why_not_learnt(b, finding, first, last):
     "The stage where learning failed, with its reason."
     h, n = b.hyperparameters, len(b.history)
@@ -1002,6 +1050,8 @@ def _why_not_learnt(b, finding, first, last):
     return _unsure(h, finding, max(tops, default=0.0), short)
 
 # %% ../nbs/07c_selfcheck.ipynb #f5752c46
+#| code-fold: true
+#| code-summary: "The stage where the loss has fallen, by how sure the network is of anything"
 def _unsure(h, finding, top, short):
     "The stage where the loss has fallen, by how sure the network is of anything."
     if top > max(h.score_threshold, 0.3):
@@ -1027,6 +1077,8 @@ def _unsure(h, finding, top, short):
     )
 
 # %% ../nbs/07c_selfcheck.ipynb #2df45c6d
+#| code-fold: true
+#| code-summary: "Arguments, and the stages in order"
 def _check_arguments(hyperparameters, **numbers):
     "Raise `ValueError` that names the argument which makes no sense."
     for name, value in numbers.items():
@@ -1058,6 +1110,8 @@ STAGES = {
 }
 
 # %% ../nbs/07c_selfcheck.ipynb #5e50bf0a
+#| code-fold: true
+#| code-summary: "All stages on a bench, as a SelfCheck"
 def _checked(bench):
     "All stages on a bench, as a `SelfCheck`."
     return SelfCheck(
@@ -1182,6 +1236,8 @@ def draw_pair(
     return np.concatenate([truth, gap, detected], axis=1)
 
 # %% ../nbs/07c_selfcheck.ipynb #ec8093ab
+#| code-fold: true
+#| code-summary: "Writing the check into its folder"
 def _check_names(records):
     "The files that a check of these pictures writes."
     names = [f"{k}-{Path(r.image).stem}.jpg" for k, r in enumerate(records, 1)]

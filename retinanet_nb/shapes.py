@@ -72,6 +72,8 @@ def _mix(a, b, t):
     return a + (b - a) * t[..., None]
 
 # %% ../nbs/00b_shapes.ipynb #2f1bd19f
+#| code-fold: true
+#| code-summary: "The colours of a ball's six stripes, (6, 3)"
 _STRONG = (
     (214, 40, 40),
     (29, 92, 184),
@@ -120,6 +122,8 @@ def _ball(u, v, light, rng):
     return rgb, (np.sqrt(r2) - 1)
 
 # %% ../nbs/00b_shapes.ipynb #2add88a9
+#| code-fold: true
+#| code-summary: "A brick seen from above: a slab with a lit edge and three holes"
 _CLAYS = (
     (178, 74, 52),
     (158, 62, 48),
@@ -188,6 +192,8 @@ def _leaf(u, v, light, rng):
     return rgb, np.minimum(blade, stem)
 
 # %% ../nbs/00b_shapes.ipynb #51f419ac
+#| code-fold: true
+#| code-summary: "A starfish: five rounded arms, raised along their middle, with pale knobs"
 _SKINS = (
     (240, 124, 40),
     (224, 84, 70),
@@ -217,6 +223,8 @@ def _starfish(u, v, light, rng):
     return _mix(rgb, pale, _step(0, -knob, 0.16) * (along > 0.1)), d
 
 # %% ../nbs/00b_shapes.ipynb #ed9add42
+#| code-fold: true
+#| code-summary: "A wheel: tyre with tread, bright rim, hub, and spokes that one sees through"
 _METALS = (
     (208, 212, 218),
     (222, 226, 230),
@@ -349,6 +357,8 @@ def _grass(h, w, rng):
     return base * (1 + blades)[..., None] * (np.array([1, 1, 0.9], np.float32))
 
 # %% ../nbs/00b_shapes.ipynb #30690f27
+#| code-fold: true
+#| code-summary: "The wood, and the seams of wood and tiles"
 def _wood(h, w, rng):
     base = _color(
         *_pick(
@@ -382,6 +392,8 @@ def _seam(row):
     return edge
 
 # %% ../nbs/00b_shapes.ipynb #8306ef29
+#| code-fold: true
+#| code-summary: "The sky"
 def _sky(h, w, rng):
     y = np.linspace(0, 1, h, dtype=np.float32)[:, None]
     top, low = (
@@ -397,6 +409,8 @@ def _sky(h, w, rng):
     return _mix(rgb, _color(250, 250, 252), np.clip(cloud * 0.9 - 0.1, 0, 0.85))
 
 # %% ../nbs/00b_shapes.ipynb #cbd33d7c
+#| code-fold: true
+#| code-summary: "The tiles"
 def _tiles(h, w, rng):
     y, x = np.mgrid[:h, :w].astype(np.float32)
     side = min(h, w) * rng.uniform(0.2, 0.36)
@@ -440,6 +454,8 @@ def _water(h, w, rng):
     )
 
 # %% ../nbs/00b_shapes.ipynb #7df230fe
+#| code-fold: true
+#| code-summary: "The paper"
 _PAPERS = (
     (236, 226, 208),
     (206, 220, 226),
@@ -542,6 +558,8 @@ class _Scene:
         return True
 
 # %% ../nbs/00b_shapes.ipynb #2e35a4f0
+#| code-fold: true
+#| code-summary: "What the masks say of a thing"
 @patch
 def finish(self: _Scene):
     "The picture (H, W, 3) uint8, and its `ShapeObject`s."
@@ -567,6 +585,8 @@ def _object(name, area, mask, seen):
     )
 
 # %% ../nbs/00b_shapes.ipynb #d0e6178a
+#| code-fold: true
+#| code-summary: "Place a random thing of this radius in a random spot"
 def _try_to_place(scene, radius):
     "Place a random thing of this radius in a random spot; False where none is free."
     rng, (H, W) = scene.rng, scene.size
@@ -641,6 +661,8 @@ def recurring_picture() -> (
     )
 
 # %% ../nbs/00b_shapes.ipynb #f1fac167
+#| code-fold: true
+#| code-summary: "The text of a VOC annotation"
 def _annotation(filename, size, objects):
     """The text of a VOC annotation.
 
@@ -675,6 +697,8 @@ def _annotation(filename, size, objects):
     return "\n".join(lines + ["</annotation>", ""])
 
 # %% ../nbs/00b_shapes.ipynb #4113d3b6
+#| code-fold: true
+#| code-summary: "Picture and annotation of every job"
 def _draw_files(part, jobs, size):
     """Picture and annotation of every job (seed, number of the split, number of
     the picture, name).
@@ -687,6 +711,8 @@ def _draw_files(part, jobs, size):
         )
 
 # %% ../nbs/00b_shapes.ipynb #8f68e257
+#| code-fold: true
+#| code-summary: "Every workers-th job in a process of its own"
 def _draw_in_parallel(part, jobs, size, workers):
     """Every `workers`-th job in a process of its own; plain interpreters, because
     a fork or a re-import of the caller's script may do more than draw.
@@ -728,6 +754,8 @@ def _draw_in_parallel(part, jobs, size, workers):
             helper.wait()
 
 # %% ../nbs/00b_shapes.ipynb #13d48045
+#| code-fold: true
+#| code-summary: "Draw all splits into a folder that nobody sees yet, and list them"
 def _fill(part, counts, size, seed, workers):
     "Draw all splits into a folder that nobody sees yet, and list them."
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
@@ -745,6 +773,8 @@ def _fill(part, counts, size, seed, workers):
         list_file.write_text("".join(f"{name}\n" for name in lines))
 
 # %% ../nbs/00b_shapes.ipynb #6d76d00b
+#| code-fold: true
+#| code-summary: "Makes root at once, with what fill draws into a hidden folder beside it"
 def _appear(root, recipe, fill):
     "Makes `root` at once, with what `fill` draws into a hidden folder beside it."
     root.parent.mkdir(parents=True, exist_ok=True)

@@ -62,9 +62,9 @@ class _Total(keras.losses.Loss):
     def call(self, y_true, y_pred):
         return ops.reshape(y_pred, (1,))
 
-# %% ../nbs/07b_training.ipynb #e0b35c1f
-class _DetectionLosses(keras.Model):
-    "A model with its two losses; `RetinaNetTrainer` makes a trainer of it."
+# %% ../nbs/07b_training.ipynb #ba60fd2c
+class _Parts(keras.Model):
+    "A model, its hyperparameters, and the parts that make targets for it."
 
     def __init__(
         self,
@@ -77,23 +77,31 @@ class _DetectionLosses(keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.custom = [read_part(part) for part in (anchors, coder, matcher)]
         card = model_card(model)
         if hyperparameters is None:
             hyperparameters = card.hyperparameters if card else HyperParameters()
         self.model, self.hyperparameters = model, hyperparameters
+        self.custom = [read_part(part) for part in (anchors, coder, matcher)]
         anchors, coder, matcher = self.custom
         self.anchors = anchors or AnchorGenerator(hyperparameters.anchors)
         self.coder = coder or box_coder(hyperparameters)
         self.matcher = matcher or Matcher.of(hyperparameters)
-        self.focal_loss = focal_loss(hyperparameters.alpha, hyperparameters.gamma)
-        self.smooth_l1_loss = smooth_l1_loss(hyperparameters.sigma)
-        self.total = _Total(name="total")
-        self.classification_mean = keras.metrics.Mean("classification")
-        self.box_mean = keras.metrics.Mean("box")
 
     def call(self, images, training=None):
         return self.model(images, training=training)
+
+# %% ../nbs/07b_training.ipynb #e0b35c1f
+class _DetectionLosses(_Parts):
+    "A model with its two losses; `RetinaNetTrainer` makes a trainer of it."
+
+    def __init__(self, model, hyperparameters=None, **kwargs):
+        super().__init__(model, hyperparameters, **kwargs)
+        h = self.hyperparameters
+        self.focal_loss = focal_loss(h.alpha, h.gamma)
+        self.smooth_l1_loss = smooth_l1_loss(h.sigma)
+        self.total = _Total(name="total")
+        self.classification_mean = keras.metrics.Mean("classification")
+        self.box_mean = keras.metrics.Mean("box")
 
     def losses_of(
         self,
@@ -112,33 +120,9 @@ class _DetectionLosses(keras.Model):
         box = self.smooth_l1_loss(classes, deltas, outputs["regression"])
         return self.focal_loss(classes, outputs["classification"]), box
 
-# %% ../nbs/07b_training.ipynb #d94e61b7
-@keras.saving.register_keras_serializable("retinanet_nb")
-class RetinaNetTrainer(_DetectionLosses):
-    """A training model with its losses: batches of `train_generator` go in, `fit`
-    does the rest.
-
-    The call is that of `model`: pictures (B, H, W, 3) → `{"regression": (B, N,
-    4), "classification": (B, N, K)}`. Targets are assigned inside the step, on
-    the accelerator, from the few boxes of each picture. Reported beside `loss`:
-    `classification` (focal) and `box` (smooth L1), each the mean of the epoch so
-    far.
-    """
-
-    def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
-        """What `fit` asks of every batch: the weighted sum of both losses and of
-        the regularisers that the model's layers hold, a scalar.
-        """
-        classification, box = self.losses_of(x, y, y_pred)
-        self.classification_mean.update_state(classification)
-        self.box_mean.update_state(box)
-        weighted = classification + self.hyperparameters.box_loss_weight * box
-        total = self.total(weighted, weighted)
-        if self.losses:
-            total = total + super().compute_loss()
-        return total
+# %% ../nbs/07b_training.ipynb #d82c8fbe
+class _Saved(_DetectionLosses):
+    "The same, into a configuration and back."
 
     def get_config(self):
         names = ("anchors", "coder", "matcher")
@@ -165,6 +149,34 @@ class RetinaNetTrainer(_DetectionLosses):
             HyperParameters.from_json(config["hyperparameters"]),
             **parts,
         )
+
+# %% ../nbs/07b_training.ipynb #d94e61b7
+@keras.saving.register_keras_serializable("retinanet_nb")
+class RetinaNetTrainer(_Saved):
+    """A training model with its losses: batches of `train_generator` go in, `fit`
+    does the rest.
+
+    The call is that of `model`: pictures (B, H, W, 3) → `{"regression": (B, N,
+    4), "classification": (B, N, K)}`. Targets are assigned inside the step, on
+    the accelerator, from the few boxes of each picture. Reported beside `loss`:
+    `classification` (focal) and `box` (smooth L1), each the mean of the epoch so
+    far.
+    """
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        """What `fit` asks of every batch: the weighted sum of both losses and of
+        the regularisers that the model's layers hold, a scalar.
+        """
+        classification, box = self.losses_of(x, y, y_pred)
+        self.classification_mean.update_state(classification)
+        self.box_mean.update_state(box)
+        weighted = classification + self.hyperparameters.box_loss_weight * box
+        total = self.total(weighted, weighted)
+        if self.losses:
+            total = total + super().compute_loss()
+        return total
 
 # %% ../nbs/07b_training.ipynb #1625f8b7
 def learning_rate_schedule(

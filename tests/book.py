@@ -303,6 +303,11 @@ def process(root=ROOT):
     return printed
 
 
+def shown_docs(cell):
+    "The outputs of a processed cell that documents a function."
+    return [o for o in cell.get("outputs", []) if "show_doc(" in source(cell) and "data" in o]
+
+
 def check_processed(root=ROOT):
     "Faults of `_proc`: a page that is missing, that has no title or an error in it."
     root, problems = Path(root), []
@@ -316,6 +321,15 @@ def check_processed(root=ROOT):
         front = source(cells[0]) if cells and cells[0]["cell_type"] == "raw" else ""
         if "title:" not in front or "output-file:" not in front:
             problems.append(f"{name}: has no title after processing")
+        if "description:" not in front:
+            problems.append(f"{name}: has no description after processing")
+        signatures = "".join(
+            "".join(o["data"].get("text/markdown", "")) for c in cells for o in shown_docs(c)
+        )
+        problems += [
+            f"{name}: a signature that tells nothing: {found}"
+            for found in re.findall(r"\*args, \*\*kwargs|\w+:\w* ?<.*>", signatures)
+        ]
         problems += [
             f"{name}: an error stands in its outputs"
             for c in cells

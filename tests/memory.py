@@ -1,7 +1,8 @@
-"""How much memory an evaluation takes: `python tests/memory.py [--command] [PICTURES [DETECTIONS [CLASSES]]]`, 40,000 × 300 × 80 when nothing is said (minutes).
+"""How much memory an evaluation takes: `python tests/memory.py [--command [--jax]] [PICTURES [DETECTIONS [CLASSES]]]`, 40,000 × 300 × 80 when nothing is said (minutes).
 
 With `--command` it is `retinanet_evaluate` itself, in a process of its own with TensorFlow in it: a COCO file and as many pictures are read, the carried detector is loaded and
-asked once, and what it would answer from then on is made up from a seed; report, figures and page are written as ever. Without, the same steps are called one by one, and no
+asked once, and what it would answer from then on is made up from a seed; report, figures and page are written as ever. JAX is hidden unless `--jax` is said: TensorFlow
+imports it where it is installed (110 MB), and whoever installs the package with TensorFlow alone has none. Without `--command` the same steps are called one by one, and no
 engine is loaded. Printed is the largest resident size during each step (`VmHWM`, or `ru_maxrss` where there is none: then it is that of all steps so far).
 """
 
@@ -206,6 +207,8 @@ def coco_file(truth, folder):
 
 def command(pictures, detections, classes, folder):
     "`retinanet_evaluate` as a terminal would call it, but for what the detector answers."
+    if not os.environ.get("WITH_JAX"):
+        sys.modules["jax"] = None
     import retinanet_nb
     from retinanet_nb import cli
 
@@ -287,7 +290,8 @@ def main():
         command(*sizes, Path(folder)) if folder else evaluation(*sizes)
         return
     as_command = "--command" in given
-    given = [int(a) for a in given if a != "--command"]
+    os.environ["WITH_JAX"] = "1" if "--jax" in given else ""
+    given = [int(a) for a in given if not a.startswith("-")]
     sizes = given + [40_000, 300, 80][len(given) :]
     what = "retinanet_evaluate" if as_command else "without an engine"
     print("{} pictures, {} detections each, {} classes, {}".format(*sizes, what))

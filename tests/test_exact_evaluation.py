@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from retinanet_nb import evaluation
+from retinanet_nb import evaluation, records
 from retinanet_nb.evaluation import Detections, coco_metrics, iou_matrix, stack_detections, stack_objects
 from retinanet_nb.prediction import Found
 
 
 def test_boxes_without_area_overlap_nothing():
     boxes = np.array([[0, 0, 4, 4], [4, 0, 0, 4], [0, 4, 4, 0], [4, 4, 0, 0], [2, 2, 2, 2], [0, 0, 0.5, 0.5]])
-    np.testing.assert_array_equal(evaluation._areas(boxes), [16, 0, 0, 0, 0, 0.25])
+    np.testing.assert_array_equal(records._areas(boxes), [16, 0, 0, 0, 0, 0.25])
     found = iou_matrix(boxes, boxes)
     expected = np.zeros((6, 6))
     expected[0, 0] = expected[5, 5] = 1
@@ -29,6 +29,12 @@ def test_overlaps_are_computed_in_float64():
     assert iou_matrix([0, 0, 2, 2], [[0, 0, 2, 1], [5, 5, 6, 6]]).tolist() == [[0.5, 0]]  # lists; one box
     assert iou_matrix(np.array([[0, 0, 2, 2]], np.uint8), [[1, 0, 2, 2]]).tolist() == [[0.5]]
     assert iou_matrix([], [[0, 0, 1, 1]]).shape == (0, 1)
+    rng = np.random.default_rng(0)
+    a, b = np.sort(rng.uniform(0, 9, (2, 40, 2, 2)), 2).reshape(2, 40, 4).astype(np.float32)
+    exact = iou_matrix(a.astype(float), b.astype(float))
+    np.testing.assert_array_equal(iou_matrix(a, b), exact)  # areas, too, are those of float64
+    np.testing.assert_array_equal(iou_matrix(a, b.astype(float)), exact)
+    np.testing.assert_array_equal(iou_matrix(a.astype(float), b), exact)
 
 
 def found(n, dtype=np.float32, first=0):
@@ -308,7 +314,7 @@ def test_small_figures():
 
 def test_constants_and_defaults_of_the_evaluation():
     limits = evaluation.COCO_MOST, evaluation.PIECE, evaluation.VERDICTS, evaluation.PICTURES
-    assert limits == (100, 10_000, 5_000_000, 1_000)
+    assert limits == (100, 10_000, 2_500_000, 1_000)
     assert (evaluation.FASTER, evaluation.PLAIN) == ("faster_coco_eval", "pycocotools")
     assert (evaluation.HIT, evaluation.FALSE_ALARM, evaluation.LEFT_OUT) == (1, 0, -1)
 

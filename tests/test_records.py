@@ -146,7 +146,7 @@ def test_the_report_counts():
     }
     assert (report.pictures, report.empty, report.objects) == (3, 1, 4)
     assert (report.difficult, report.truncated, report.crowd) == (2, 2, 1)
-    assert json.loads(report.to_json())["objects"] == 4 and "1 objects are crowds" in str(report)
+    assert json.loads(report.to_json())["objects"] == 4 and "1 object is a crowd" in str(report)
     empty = DataReport("none").count([], ())
     assert empty.per_class == {} and "0 pictures" in str(empty)
 

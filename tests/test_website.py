@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -34,6 +35,30 @@ def test_the_site_has_no_faults():
     assert not problems, "\n".join(problems)
 
 
+def test_figures_must_be_mentioned(tmp_path):
+    cells = [
+        {
+            "cell_type": "markdown",
+            "id": "a",
+            "metadata": {},
+            "source": "Look at @fig-x-seen, not at `@fig-x-code`.",
+        },
+        *(
+            {
+                "cell_type": "code",
+                "id": n,
+                "metadata": {},
+                "outputs": [],
+                "source": f"#| label: fig-x-{n}\ndraw()",
+            }
+            for n in ("seen", "code")
+        ),
+    ]
+    path = tmp_path / "page.ipynb"
+    path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    assert website.check_figures(path) == ["fig-x-code is mentioned nowhere in the text"]
+
+
 def test_faults_are_found(tmp_path):
     found = "\n".join(
         faults_of(
@@ -50,7 +75,7 @@ def test_faults_are_found(tmp_path):
     assert not faults_of(
         tmp_path, "# 99 Fine\n> None.", "## One\n\n### Two\n\n## Three\n\n| a | b |\n|:--|--:|\n| | c |"
     )
-    heavy = faults_of(tmp_path, "# 99 Heavy\n> None.", "x" * (website.HEAVIEST + 1))
+    heavy = faults_of(tmp_path, "# 99 Heavy\n> None.", random.Random(0).randbytes(website.HEAVIEST).hex())
     assert len(heavy) == 1 and "weighs" in heavy[0]
 
 
@@ -135,6 +160,9 @@ def test_signatures_are_mended():
         "    data: str=None, # a folder, or a file",
         "    out:str=None, # where",
     ]
+    assert "version='0.1', # show it and end" in website.mend_signature(
+        "    version:<show it and end>='0.1'", []
+    )
 
 
 def test_pictures_of_the_site():
@@ -151,6 +179,50 @@ def test_pictures_of_the_site():
     assert path.stat().st_size < 300_000
     drawn = website.card().astype(np.float32)
     assert np.abs(drawn - kept).mean() < 4, "draw it again: python tests/website.py pictures"
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_what_scrolls_is_within_reach_of_the_keyboard(tmp_path):
+    "In a real browser, at 400 pixels, with the site's own style and script."
+    page = tmp_path / "here.html"
+    long = "x" * 200
+    page.write_text(
+        f"<!doctype html><style>{(ROOT / 'nbs/styles.css').read_text()}</style><main class='content'>"
+        f"<table id='wide'><tr><td><div style='width: 900px'>{long}</div></td></tr></table>"
+        "<table id='narrow'><tr><td>x</td></tr></table>"
+        "<p id='sum'><math display='block'><mrow>" + "<mi>x</mi><mo>+</mo>" * 90 + "</mrow></math></p>"
+        f"<p id='words'>{long}</p><h2 id='head'>{long}</h2></main>"
+        "<nav class='navbar'><a class='nav-link active' href='other.html'>a</a>"
+        "<a class='nav-link' href='here.html'>b</a></nav>"
+        f"{(ROOT / 'nbs/after-body.html').read_text()}"
+        "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script>",
+        encoding="utf-8",
+    )
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    dom = subprocess.run(
+        [*command, "--window-size=500,900", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    ).stdout
+    width, window = map(int, re.search(r"<title>(\d+) of (\d+)", dom).groups())
+    assert width <= window, "the page itself scrolls sideways"
+    opening = {
+        name: re.search(rf"<\w+ id=\"{name}\"[^>]*>", dom)[0] for name in ("wide", "narrow", "sum", "words")
+    }
+    assert "tabindex" in opening["wide"] and "tabindex" in opening["sum"]
+    assert "tabindex" not in opening["narrow"] and "tabindex" not in opening["words"]
+    assert re.search(r"class=\"nav-link active\" href=\"here.html\"", dom)
+    assert not re.search(r"class=\"nav-link active\" href=\"other.html\"", dom)
 
 
 def test_contrast_is_measured_as_wcag_does():
