@@ -33,7 +33,7 @@ def usage() -> str:
         )
     return "\n".join(lines)
 
-
+# %% ../nbs/10a_main.ipynb #fd2428aa
 def main(
     words=None,  # of the command line; None: those of this process
 ):

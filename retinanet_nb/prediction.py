@@ -80,7 +80,7 @@ def _answers(detector, canvases, size, batch_size):
     answer = [np.asarray(v) for v in detector.predict_on_batch(images)]
     return list(zip(*answer))[: len(canvases)]
 
-
+# %% ../nbs/04e_prediction.ipynb #00d1f5e2
 def _settle(detector, group, size, batch_size, score_threshold):
     "`(path, image, Found or Exception)` for a group of read pictures, in order."
     good = [read for _, read in group if not isinstance(read, Exception)]
@@ -101,7 +101,7 @@ def canvas_size(
     h = getattr(detector, "hyperparameters", None)
     return tuple(getattr(h, "image_size", (512, 512)))
 
-
+# %% ../nbs/04e_prediction.ipynb #4d8a3da6
 def predict_with_pictures(
     detector,  # its predict_on_batch gives boxes, scores, labels, padded with −1
     paths,  # a stream of files
@@ -156,7 +156,7 @@ def predict(
     for path, _, found in stream:
         yield path, found
 
-
+# %% ../nbs/04e_prediction.ipynb #a9b9361a
 def predict_dataset(
     detector,  # its predict_on_batch gives boxes, scores, labels, padded with −1
     records,  # sequence with the path .image in each entry

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from .files import _short
 from .hyperparameters import VOC_CLASSES
@@ -122,45 +123,56 @@ class DataReport:
     refused: list = field(default_factory=list)  # pictures left out
     noted: list = field(default_factory=list)  # harmless oddities
 
-    def add(
-        self,
-        kind: str,  # "dropped", "clipped", "refused" or "noted"
-        file: str,  # the culprit
-        reason: str,  # one clause
-    ):
-        """List `file` under `kind`; a strict report raises `ValueError` instead,
-        except for notes.
-        """
-        file, reason = _short(str(file), 300), _short(reason, 500)
-        if self.strict and kind != "noted":
-            where = f"{self.source}: {file}" if self.source != file else file
-            raise ValueError(f"{where}: {reason} (strict reading refuses it).")
-        getattr(self, kind).append((file, reason))
+# %% ../nbs/90e_records.ipynb #a35205c4
+@patch
+def add(
+    self: DataReport,
+    kind: str,  # "dropped", "clipped", "refused" or "noted"
+    file: str,  # the culprit
+    reason: str,  # one clause
+):
+    """List `file` under `kind`; a strict report raises `ValueError` instead,
+    except for notes.
+    """
+    file, reason = _short(str(file), 300), _short(reason, 500)
+    if self.strict and kind != "noted":
+        where = f"{self.source}: {file}" if self.source != file else file
+        raise ValueError(f"{where}: {reason} (strict reading refuses it).")
+    getattr(self, kind).append((file, reason))
 
-    def count(
-        self,
-        records: Sequence,  # of Record
-        class_names: tuple,  # label -> name
-    ):
-        "Fill in the counts from `records`; returns the report itself."
-        self.class_names = tuple(class_names)
-        self.pictures = len(records)
-        self.empty = sum(not len(r.labels) for r in records)
-        self.crowd = sum(int(r.crowd.sum()) for r in records)
-        per_class = _per_class(records, len(self.class_names))
-        self.per_class = dict(zip(self.class_names, per_class))
-        for key in ("objects", "difficult", "truncated"):
-            setattr(self, key, sum(counts[key] for counts in per_class))
-        return self
+# %% ../nbs/90e_records.ipynb #d9be750a
+@patch
+def count(
+    self: DataReport,
+    records: Sequence,  # of Record
+    class_names: tuple,  # label -> name
+):
+    "Fill in the counts from `records`; returns the report itself."
+    self.class_names = tuple(class_names)
+    self.pictures = len(records)
+    self.empty = sum(not len(r.labels) for r in records)
+    self.crowd = sum(int(r.crowd.sum()) for r in records)
+    per_class = _per_class(records, len(self.class_names))
+    self.per_class = dict(zip(self.class_names, per_class))
+    for key in ("objects", "difficult", "truncated"):
+        setattr(self, key, sum(counts[key] for counts in per_class))
+    return self
 
-    def to_json(self) -> str:
-        "The whole report as JSON text; names that are not UTF-8 are escaped."
-        return _printable(json.dumps(asdict(self), indent=1, ensure_ascii=False))
 
-    def __str__(self):
-        return _printable("\n".join([*_table(self), *_listing(self)]))
+@patch
+def to_json(self: DataReport) -> str:
+    "The whole report as JSON text; names that are not UTF-8 are escaped."
+    return _printable(json.dumps(asdict(self), indent=1, ensure_ascii=False))
 
-    __repr__ = __str__
+
+@patch
+def __str__(self: DataReport):
+    return _printable("\n".join([*_table(self), *_listing(self)]))
+
+
+@patch
+def __repr__(self: DataReport):
+    return str(self)
 
 # %% ../nbs/90e_records.ipynb #1f62ac8d
 def _per_class(records, num_classes):
@@ -520,7 +532,7 @@ def finish(
     ]
     Records.__init__(dataset, records, class_names, report)
 
-
+# %% ../nbs/90e_records.ipynb #6c4d9c99
 def _choose_names(found, given):
     "The class names: those given, or VOC's if all are, or those found, sorted."
     if given is None:

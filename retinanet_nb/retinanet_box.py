@@ -139,6 +139,16 @@ def _network(model, dtype):
     return network
 
 # %% ../nbs/04d_retinanet_box.ipynb #5e0b4d03
+def _check_free(thresholds):
+    "`ValueError` where a threshold is given beside a filter that has its own."
+    given = [name for name, value in thresholds.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{given[0]} is the filter's to decide: give a filter or thresholds,"
+            " not both"
+        )
+
+
 def _settings(model, class_names, **given):
     """What a detector of `model` works with: its hyperparameters, with those of
     `given` that aren't None, and its class names.
@@ -161,18 +171,22 @@ def _settings(model, class_names, **given):
     return h, names
 
 # %% ../nbs/04d_retinanet_box.ipynb #5e0b4d05
-def _stages(images, outputs, h, class_specific_filter, nms):
+def _stages(images, outputs, h, class_specific_filter, nms, parts):
     """Boxes, scores and labels, symbolic, from symbolic pictures and the outputs
     of a training model with the hyperparameters `h`.
     """
-    anchors = Anchors(h.anchors, name="anchors")(images)
-    boxes = RegressBoxes(h.box_std, name="boxes")(
+    generator, coder, filter = parts  # each None, or somebody's own
+    anchors = Anchors(h.anchors, generator, name="anchors")(images)
+    boxes = RegressBoxes(h.box_std, h.box_coding, coder, name="boxes")(
         [anchors, outputs["regression"]]
     )
     boxes = ClipBoxes(name="clipped")([images, boxes])
     scores = keras.layers.Activation("sigmoid", name="scores", dtype="float32")(
         outputs["classification"]
     )
+    levels = None
+    if h.top_k_per_level or filter is not None:
+        levels = generator or h.anchors
     return FilterDetections(
         class_specific_filter,
         nms,
@@ -180,9 +194,11 @@ def _stages(images, outputs, h, class_specific_filter, nms):
         h.nms_threshold,
         h.pre_nms_top_k,
         h.max_detections,
+        levels,
+        filter,
         name="filter",
         dtype="float32",
-    )([boxes, scores])
+    )([boxes, scores] if levels is None else [boxes, scores, images])
 
 # %% ../nbs/04d_retinanet_box.ipynb #42338946
 def retinanet_box(
@@ -197,6 +213,12 @@ def retinanet_box(
     pre_nms_top_k: int | None = None,  # candidates that enter suppression
     # "float32", "mixed_bfloat16" for speed, None: as the model computes
     dtype: str | None = "float32",
+    # so many candidates from each level; None: as the model's hyperparameters say
+    top_k_per_level: bool | None = None,
+    # parts of one's own; None: those that the hyperparameters describe
+    anchors=None,  # in place of AnchorGenerator
+    coder=None,  # in place of box_coder; the one the model was trained with
+    filter=None,  # in place of DetectionFilter; then it decides the thresholds
 ) -> Detector:
     """The prediction model around the weights of a training model.
 
@@ -208,17 +230,20 @@ def retinanet_box(
     RetinaNet (Lin et al. 2017), section 4.1, "Inference".
     """
     network = _network(model, dtype)
-    h, names = _settings(
-        network,
-        class_names,
+    thresholds = dict(
         score_threshold=score_threshold,
         nms_threshold=nms_threshold,
         max_detections=max_detections,
         pre_nms_top_k=pre_nms_top_k,
+        top_k_per_level=top_k_per_level,
     )
+    if filter is not None:
+        _check_free(thresholds)
+    h, names = _settings(network, class_names, **thresholds)
     images = keras.Input((None, None, 3), name="images")
     outputs = _as_dtype(network, dtype)(images)
-    found = _stages(images, outputs, h, class_specific_filter, nms)
+    parts = (anchors, coder, filter)
+    found = _stages(images, outputs, h, class_specific_filter, nms, parts)
     card = DetectorCard(h, names, name="detections", dtype="float32")
     return Detector(images, card(*found), name="retinanet_box")
 
@@ -240,12 +265,7 @@ def load_detector(
         _check_rows(inner, model.get_layer("anchors"), path)
         if not options:
             return model
-        kept = {
-            "class_names": model.class_names,
-            "dtype": None,
-            **model.get_layer("filter").options,
-        }
-        return retinanet_box(inner, **{**kept, **options})
+        return retinanet_box(inner, **{**_kept(model), **options})
     if _training_model(model) is None:
         raise ValueError(
             f"{path} holds a Keras model that isn't a RetinaNet; a file of"
@@ -254,6 +274,21 @@ def load_detector(
     detector = retinanet_box(model, **options)
     _check_rows(model, detector.get_layer("anchors"), path)
     return detector
+
+# %% ../nbs/04d_retinanet_box.ipynb #8477b2e6
+def _kept(detector):
+    "The arguments of `retinanet_box` that make a detector like this one."
+    found = detector.get_layer("filter")
+    kept = {
+        "class_names": detector.class_names,
+        "dtype": None,
+        "anchors": detector.get_layer("anchors").custom,
+        "coder": detector.get_layer("boxes").custom,
+        "filter": found.custom,
+    }
+    if found.custom is None:
+        kept |= {**found.options, "top_k_per_level": found.levels is not None}
+    return kept
 
 # %% ../nbs/04d_retinanet_box.ipynb #5e0b4e02
 def _inside(detector, path):

@@ -27,7 +27,8 @@ import numpy as np
 from tqdm import tqdm
 
 from . import __version__
-from .anchors import anchors_for_shape
+from .anchors import AnchorGenerator, read_part
+from .boxes import box_coder
 from .engine import keras, ops
 from .evaluation import evaluate
 from retinanet_nb.files import (
@@ -50,7 +51,7 @@ from .records import check_records
 from .resnet50 import BACKBONES
 from .retinanet import model_card, read_model, retinanet_model
 from .retinanet_box import retinanet_box
-from .targets import assign_targets
+from .targets import Matcher, assign_targets
 
 # %% ../nbs/07b_training.ipynb #66f3440b
 class _Total(keras.losses.Loss):
@@ -69,13 +70,22 @@ class _DetectionLosses(keras.Model):
         self,
         model: keras.Model,  # of retinanet_model
         hyperparameters=None,  # None: those that the model carries
+        # parts of one's own; None: those that the hyperparameters describe
+        anchors=None,  # in place of AnchorGenerator
+        coder=None,  # in place of box_coder
+        matcher=None,  # in place of Matcher
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.custom = [read_part(part) for part in (anchors, coder, matcher)]
         card = model_card(model)
         if hyperparameters is None:
             hyperparameters = card.hyperparameters if card else HyperParameters()
         self.model, self.hyperparameters = model, hyperparameters
+        anchors, coder, matcher = self.custom
+        self.anchors = anchors or AnchorGenerator(hyperparameters.anchors)
+        self.coder = coder or box_coder(hyperparameters)
+        self.matcher = matcher or Matcher.of(hyperparameters)
         self.focal_loss = focal_loss(hyperparameters.alpha, hyperparameters.gamma)
         self.smooth_l1_loss = smooth_l1_loss(hyperparameters.sigma)
         self.total = _Total(name="total")
@@ -92,16 +102,12 @@ class _DetectionLosses(keras.Model):
         outputs,  # of the model
     ) -> tuple:  # (classification, box), two scalars
         "The two losses of a batch."
-        h = self.hyperparameters
-        anchors = anchors_for_shape(ops.shape(images)[1:3], h.anchors)
         deltas, classes = assign_targets(
-            anchors,
+            self.anchors(ops.shape(images)[1:3]),
             truth["boxes"],
             truth["labels"],
-            h.negative_overlap,
-            h.positive_overlap,
-            h.force_match,
-            h.box_std,
+            matcher=self.matcher,
+            coder=self.coder,
         )
         box = self.smooth_l1_loss(classes, deltas, outputs["regression"])
         return self.focal_loss(classes, outputs["classification"]), box
@@ -135,16 +141,29 @@ class RetinaNetTrainer(_DetectionLosses):
         return total
 
     def get_config(self):
+        names = ("anchors", "coder", "matcher")
+        parts = {
+            name: keras.saving.serialize_keras_object(part)
+            for name, part in zip(names, self.custom)
+            if part is not None
+        }
         return {
             "model": keras.saving.serialize_keras_object(self.model),
             "hyperparameters": self.hyperparameters.to_json(),
+            **parts,
         }
 
     @classmethod
     def from_config(cls, config):
+        parts = {
+            k: v
+            for k, v in config.items()
+            if k not in ("model", "hyperparameters")
+        }
         return cls(
             keras.saving.deserialize_keras_object(config["model"]),
             HyperParameters.from_json(config["hyperparameters"]),
+            **parts,
         )
 
 # %% ../nbs/07b_training.ipynb #1625f8b7
@@ -155,12 +174,12 @@ def learning_rate_schedule(
     """The learning rate at each step: a number, or a Keras schedule where there
     is a warm-up or a cosine (down to a hundredth at the last step).
 
-    A warm-up takes at most half of the run. Sources: warm-up, Goyal et al. 2017,
+    A warm-up takes at most a fifth of the run. Sources: warm-up, Goyal et al. 2017,
     section 2.2; cosine, SGDR (Loshchilov and Hutter 2017), equation 5.
     """
     h = hyperparameters
-    # a run of few steps is not all warm-up
-    warmup = min(h.warmup_steps, max(steps // 2, 0))
+    # a run of few steps is not mostly warm-up
+    warmup = min(h.warmup_steps, max(steps // 5, 0))
     if h.schedule == "cosine":
         if not warmup:
             return keras.optimizers.schedules.CosineDecay(
@@ -479,12 +498,25 @@ class _Signals:
             raise Stopped(self.asked)
 
 # %% ../nbs/07b_training.ipynb #8211b908
+def _duration(seconds):
+    "A time in words, rounded as far as it is known."
+    if seconds < 90:
+        return "a minute" if seconds >= 30 else f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} minutes"
+    return f"{seconds / 3600:.1f} hours"
+
+# %% ../nbs/07b_training.ipynb #cd5b1186
 class _Progress(keras.callbacks.Callback):
-    "One bar over the whole run, with the losses and the time left."
+    """One bar over the whole run, with the losses and the time left. The first
+    step builds the network, so the time is counted from its end, and told in a
+    line of its own after a few more.
+    """
 
     def __init__(self, steps, epochs, done):
         super().__init__()
-        self.epochs = epochs
+        self.epochs, self.steps, self.done = epochs, 0, done
         # a log file gets a line now and then, a terminal a moving bar
         self.bar = tqdm(
             total=steps * epochs,
@@ -503,7 +535,24 @@ class _Progress(keras.callbacks.Callback):
         self.bar.set_postfix(
             {k: f"{float(v):.3f}" for k, v in logs.items()}, refresh=False
         )
+        self.steps += 1
         self.bar.update()
+        if self.steps == 1:
+            self.begin()
+        if self.steps == 6:
+            self.tell()
+
+    def begin(self):
+        "Count from here, the end of the first step."
+        self.since = time.monotonic()
+        self.bar.reset()
+        self.bar.initial = self.bar.n = self.done + 1
+
+    def tell(self):
+        "Say how long it will take; measurements are not in it."
+        step = (time.monotonic() - self.since) / (self.steps - 1)
+        left = (self.bar.total - self.bar.n) * step
+        tqdm.write(f"about {_duration(left)} to go, at {step:.2g} s a step")
 
 # %% ../nbs/07b_training.ipynb #4c1ea7d5
 _REMEDY = (
@@ -1015,12 +1064,26 @@ def _check_same_run(folder, before, now):
     differ = [
         k for k, v in numbers.items() if before["hyperparameters"].get(k, v) != v
     ]
+    if differ == ["epochs"]:
+        raise ValueError(_longer(folder, before["hyperparameters"], numbers))
     if differ:
         raise ValueError(
             f"the run in {folder} was started with other hyperparameters"
             f" ({', '.join(differ)}): resume it with those of its config.json, or"
             " choose another folder"
         )
+
+
+def _longer(folder, before, now):
+    "What to do where a run is to be resumed for more or fewer epochs."
+    had, asked = before["epochs"], now["epochs"]
+    more = asked - had if asked > had else asked
+    return (
+        f"the run in {folder} was laid out for {had} epochs, and its learning rate"
+        f" falls towards their end: resume it with {had}. For {asked}, begin"
+        f" another run with its weights: --weights {folder}/last.keras --epochs"
+        f" {more} (weights=, epochs= in Python)"
+    )
 
 # %% ../nbs/07b_training.ipynb #9c3a1e70
 def _refuse_run(folder):

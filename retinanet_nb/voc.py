@@ -120,7 +120,7 @@ class Annotation:
     # corners written as 0, which do not exist for a writer that counts from 1
     zeros: int
 
-
+# %% ../nbs/06a_voc.ipynb #bbbdd7b3
 def parse_annotation(
     path: Path,  # the XML file
     # corners are VOC's 1-based inclusive pixels; False: edges
@@ -200,13 +200,38 @@ def _contents(folder, most=12):
     more = f", … ({len(found)} in all)" if len(found) > most else ""
     return ", ".join(found[:most]) + more or "nothing"
 
+# %% ../nbs/06a_voc.ipynb #a296280c
+_ALIASES = {
+    "Annotations": ("annotations", "annotation", "xmls", "xml"),
+    "JPEGImages": ("jpegimages", "images", "image", "pictures", "imgs"),
+    "ImageSets": ("imagesets",),
+}
 
+
+def _part(folder, name):
+    """The part of a VOC directory that the devkit calls `name`, in any case and by
+    any of its usual names; the devkit's own path where there is none.
+    """
+    exact = folder / name
+    if exact.is_dir() or not folder.is_dir():
+        return exact
+    inside = {p.name.lower(): p for p in sorted(folder.iterdir()) if p.is_dir()}
+    return next((inside[a] for a in _ALIASES[name] if a in inside), exact)
+
+
+def _is_voc(folder):
+    "Whether `folder` is a VOC directory."
+    if (folder / "Annotations").is_dir():
+        return True
+    return bool(_files(_part(folder, "Annotations"), (".xml",)))
+
+# %% ../nbs/06a_voc.ipynb #b9f62551
 def _voc_folders(root):
     "name → folder of each VOC directory: `root`, or in it, or in its VOCdevkit."
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"There is no directory {root}.")
-    if (root / "Annotations").is_dir():
+    if _is_voc(root):
         return {root.resolve().name: root}
     for base in (root, root / "VOCdevkit"):
         inside = sorted(base.iterdir()) if base.is_dir() else ()
@@ -215,8 +240,8 @@ def _voc_folders(root):
             return found
     raise FileNotFoundError(
         f"{root} is not a VOC directory: it should hold Annotations/, ImageSets/"
-        " and JPEGImages/, or folders like VOC2007/ that do; it holds"
-        f" {_contents(root)}."
+        " and JPEGImages/ (or annotations/ and images/), or folders like VOC2007/"
+        f" that do; it holds {_contents(root)}."
     )
 
 # %% ../nbs/06a_voc.ipynb #81c5e70f
@@ -242,11 +267,11 @@ def _parts(split):
 
 def _split_file(folder, name):
     "The list called `name`, or None."
-    sets = folder / "ImageSets"
+    sets = _part(folder, "ImageSets")
     places = (sets / "Main" / f"{name}.txt", sets / f"{name}.txt")
     return next((path for path in places if path.is_file()), None)
 
-
+# %% ../nbs/06a_voc.ipynb #2eea7f35
 def _folder_of(root, folders, year, name):
     "The one folder that a part of a split means."
     chosen = list(folders.values())
@@ -282,7 +307,7 @@ def _splits(root, split):
         folder = _folder_of(root, folders, year, name)
         path = _split_file(folder, name)
         if path is None and name != "all":
-            sets = folder / "ImageSets"
+            sets = _part(folder, "ImageSets")
             lists = [*_files(sets / "Main", (".txt",)), *_files(sets, (".txt",))]
             there = sorted({p.stem for p in lists})
             raise FileNotFoundError(
@@ -308,7 +333,7 @@ def _base(name):
     "A name without its folders, whichever slash they are written with."
     return PureWindowsPath(name).name
 
-
+# %% ../nbs/06a_voc.ipynb #22a2eebd
 class _Pictures:
     """Finds pictures in a folder by file name or stem, whatever the case of the
     extension or the Unicode form.
@@ -354,13 +379,17 @@ class _Folder:
     def __init__(self, folder, prefix, report):
         self.folder, self.report = folder, report
         self.prefix = prefix  # what the report writes before its files
-        self.pictures = _Pictures(folder / "JPEGImages")
+        self.pictures = _Pictures(_part(folder, "JPEGImages"))
         self.annotations = {}
-        for path in _files(folder / "Annotations", (".xml",)):
+        for path in _files(_part(folder, "Annotations"), (".xml",)):
             first = self.annotations.setdefault(_key(path.stem), path)
             if first is not path:
                 why = f"{first.name} has the same name and was taken"
-                report.add("noted", f"{prefix}Annotations/{path.name}", why)
+                report.add("noted", self.called(path), why)
+
+    def called(self, path):
+        "What the report calls a file."
+        return f"{self.prefix}{path.parent.name}/{path.name}"
 
     def knows(self, name):
         return _key(_base(name)) in self.annotations or bool(
@@ -384,7 +413,7 @@ class _Folder:
             stem = stem.rpartition(".")[0]
         return stem
 
-
+# %% ../nbs/06a_voc.ipynb #855df0e0
 def _read_list(path, known):
     """Names in an image-set file, and how many a per-class list marked -1.
 
@@ -404,6 +433,8 @@ def _read_list(path, known):
     return names, absent
 
 # %% ../nbs/06a_voc.ipynb #ced3d442
+#| code-fold: true
+#| code-summary: "_Reader: the entries of one or several lists"
 class _Reader:
     "Collects the entries of one or several lists."
 
@@ -429,7 +460,7 @@ class _Reader:
         path = folder.annotations.get(stem)
         if path is None:
             has = folder.pictures.find(stem)
-            file = f"{folder.prefix}JPEGImages/{has.name}" if has else stem
+            file = folder.called(has) if has else stem
             what = "the picture has no" if has else "there is neither picture nor"
             self.report.add("refused", file, f"{what} annotation")
             return None
@@ -440,7 +471,7 @@ class _Reader:
                 raise
             self.broken.append(str(error))
             return None
-        file = f"{folder.prefix}Annotations/{path.name}"
+        file = folder.called(path)
         picture = _picture(folder, stem, annotation.filename, file)
         if picture is None:
             return None
@@ -550,6 +581,8 @@ VOC_ARCHIVES = {  # (year, split): (path below the official address, MD5)
 VOC_ADDRESS = "http://host.robots.ox.ac.uk/pascal/VOC/"
 
 # %% ../nbs/06a_voc.ipynb #6de5a5ba
+#| code-fold: true
+#| code-summary: "download_voc: every argument, and what it raises"
 def download_voc(
     year: str,  # "2007" or "2012"
     # "trainval" (also for "train" and "val") or "test" (2007 only)
@@ -624,7 +657,7 @@ def _fetch_once(url, tar, md5, progress):
         )
     return False
 
-
+# %% ../nbs/06a_voc.ipynb #1e5d970f
 def _move_in(source, target, last):
     """Move the files below `source` to `target`, lists after pictures and `last`
     at the very end. Nothing moves where a different file is in the way.

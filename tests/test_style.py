@@ -19,23 +19,7 @@ LONGEST_RUN = 40  # lines of visible code without a word between
 
 # Pages whose longest run of code is above the limit, and by how much. Nothing may be added, and numbers may
 # only fall; a page that has come below the limit is struck from the list.
-LONG_RUNS = {
-    "00b_shapes.ipynb": 197,
-    "01_hyperparameters.ipynb": 77,
-    "04e_prediction.ipynb": 60,
-    "06a_voc.ipynb": 116,
-    "06b_formats.ipynb": 109,
-    "06d_inspection.ipynb": 354,
-    "07c_selfcheck.ipynb": 183,
-    "08_demo.ipynb": 84,
-    "10_cli.ipynb": 133,
-    "10a_main.ipynb": 43,
-    "12_playground.ipynb": 42,
-    "90a_files.ipynb": 124,
-    "90b_pages.ipynb": 110,
-    "90e_records.ipynb": 56,
-    "90f_bookmap.ipynb": 47,
-}  # the fields of one dataclass, each with its comment
+LONG_RUNS = {}
 
 
 def code_cells(page):

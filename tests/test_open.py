@@ -1,0 +1,306 @@
+"""What a path holds, told by looking: every layout that people have, and pictures held out of it."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retinanet_nb.formats import (
+    CSVDataset,
+    FolderDataset,
+    YOLODataset,
+    hold_out,
+    open_dataset,
+    recognize,
+    shared_pictures,
+    split_by,
+)
+from retinanet_nb.records import Records
+from retinanet_nb.shapes import make_shapes
+from retinanet_nb.voc import VOCDataset
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("open") / "shapes"
+    return make_shapes(folder, train=12, val=4, test=1, size=(64, 96), seed=2)
+
+
+def same(one, other):
+    "Whether two data sets have the same objects in pictures of the same names."
+    rows = lambda d: {
+        Path(r.image).stem: sorted(
+            (d.class_names[k], *np.round(b, 2).tolist()) for b, k in zip(r.boxes, r.labels)
+        )
+        for r in d
+    }
+    a, b = rows(one), rows(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert [x[0] for x in a[name]] == [x[0] for x in b[name]]
+        if a[name]:
+            assert np.allclose([x[1:] for x in a[name]], [x[1:] for x in b[name]], atol=0.02)
+
+
+def yolo_lines(dataset, record):
+    w, h = record.width, record.height
+    return "".join(
+        f"{k} {(x1 + x2) / 2 / w:.8f} {(y1 + y2) / 2 / h:.8f} {(x2 - x1) / w:.8f} {(y2 - y1) / h:.8f}\n"
+        for (x1, y1, x2, y2), k in zip(record.boxes.tolist(), record.labels)
+    )
+
+
+def write_yolo(root, shapes, roboflow):
+    "A YOLO data set of the drawn one, laid out as Ultralytics or as Roboflow does it."
+    data = {}
+    for split, name in (("train", "train"), ("val", "valid" if roboflow else "val")):
+        dataset = VOCDataset(shapes, split)
+        images, labels = (
+            (f"{name}/images", f"{name}/labels") if roboflow else (f"images/{name}", f"labels/{name}")
+        )
+        for part in (images, labels):
+            (root / part).mkdir(parents=True)
+        for record in dataset:
+            shutil.copy(record.image, root / images)
+            (root / labels / f"{record.image.stem}.txt").write_text(yolo_lines(dataset, record))
+        data[split] = f"../{images}" if roboflow else images
+    names = list(dataset.class_names)
+    data |= {"nc": len(names), "names": names if roboflow else dict(enumerate(names))}
+    (root / "data.yaml").write_text(json.dumps(data))  # which YAML contains
+    return root
+
+
+@pytest.mark.parametrize("roboflow", [False, True])
+def test_yolo_of_both_layouts(shapes, tmp_path, roboflow):
+    root = write_yolo(tmp_path / "yolo", shapes, roboflow)
+    for path in (root, root / "data.yaml"):
+        layout = recognize(path)
+        assert (
+            layout.format == "YOLO" and set(layout.splits) == {"train", "val"} and layout.default == "train"
+        )
+        for split in ("train", "val"):
+            same(open_dataset(path, split), VOCDataset(shapes, split))
+    assert len(open_dataset(root)) == 12 and len(open_dataset(root, "trainval")) == 16
+    same(open_dataset(root, "valid"), VOCDataset(shapes, "val"))
+    with pytest.raises(FileNotFoundError, match="it has train, val"):
+        open_dataset(root, "test")
+
+
+def test_yolo_says_what_is_wrong(shapes, tmp_path):
+    root = write_yolo(tmp_path / "yolo", shapes, False)
+    yaml = json.loads((root / "data.yaml").read_text())
+
+    def fails(why, error=ValueError, **changes):
+        (root / "data.yaml").write_text(json.dumps({**yaml, **changes}))
+        with pytest.raises(error, match=why):
+            YOLODataset(root)
+
+    fails("lists no classes", names=[])
+    fails("without gaps", names={"0": "a", "2": "b"})
+    fails("must be different", names=["a", "a"], nc=2)
+    fails("nc: 9", nc=9)
+    fails("There is no .*nowhere", FileNotFoundError, train="nowhere")
+    fails("it has val", FileNotFoundError, train=None)
+    (root / "empty").mkdir()
+    shutil.copy(next((root / "images/train").iterdir()), root / "empty")
+    fails("none of 1 pictures has a text file", train="empty")
+    (root / "data.yaml").write_text("train: [")
+    with pytest.raises(ValueError, match="not YAML"):
+        YOLODataset(root)
+    (root / "data.yaml").write_text(json.dumps({**yaml, "train": "list.txt"}))
+    first = sorted((root / "images/train").iterdir())[0]
+    (root / "list.txt").write_text(f"./images/train/{first.name}\n\n")
+    assert len(YOLODataset(root)) == 1
+    (root / "labels/train" / f"{first.stem}.txt").unlink()
+    with pytest.raises(ValueError, match="looked for in labels/"):
+        YOLODataset(root)
+
+
+def write_coco(path, dataset):
+    images, objects = [], []
+    for i, r in enumerate(dataset):
+        images.append({"id": i, "file_name": r.image.name, "width": r.width, "height": r.height})
+        for (x1, y1, x2, y2), k in zip(r.boxes.tolist(), r.labels.tolist()):
+            box = [x1, y1, x2 - x1, y2 - y1]
+            objects.append({"id": len(objects), "image_id": i, "category_id": k, "bbox": box})
+    names = [{"id": i, "name": n} for i, n in enumerate(dataset.class_names)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"images": images, "annotations": objects, "categories": names}))
+
+
+def write_table(path, dataset):
+    rows = ["Class,filename,XMIN,ymin,xmax,ymax,width,height"]
+    for r in dataset:
+        for box, k in zip(r.boxes.tolist(), r.labels):
+            rows.append(
+                f"{dataset.class_names[k]},{r.image.name},{','.join(map(str, box))},{r.width},{r.height}"
+            )
+    path.write_text("\n".join(rows) + "\n")
+
+
+def pictures(dataset, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for record in dataset:
+        shutil.copy(record.image, folder)
+
+
+@pytest.mark.parametrize("where", [".", "images", "../images"])
+def test_coco_and_a_table_find_their_pictures(shapes, tmp_path, where):
+    dataset = VOCDataset(shapes, "train")
+    home = tmp_path / "annotations"
+    pictures(dataset, home / where)
+    write_coco(home / "all.json", dataset)
+    write_table(home / "all.csv", dataset)
+    for name, kind in (("all.json", "COCO"), ("all.csv", "CSV")):
+        found = open_dataset(home / name)
+        assert found.layout.format == kind
+        same(found, dataset)
+        assert (where == ".") == (not any("pictures lie in" in why for _, why in found.report.noted))
+
+
+def test_a_folder_of_coco_files_has_its_splits(shapes, tmp_path):
+    for split, year in (("train", "train2017"), ("val", "val2017")):
+        dataset = VOCDataset(shapes, split)
+        pictures(dataset, tmp_path / year)
+        write_coco(tmp_path / "annotations" / f"instances_{year}.json", dataset)
+    (tmp_path / "annotations" / "notes.json").write_text("{}")
+    layout = recognize(tmp_path)
+    assert layout.format == "COCO" and set(layout.splits) == {"train", "val"}
+    for split in ("train", "val"):
+        same(open_dataset(tmp_path, split), VOCDataset(shapes, split))
+    shutil.copy(
+        tmp_path / "annotations/instances_val2017.json", tmp_path / "annotations/captions_val2017.json"
+    )
+    with pytest.raises(ValueError, match="which of them are meant is unclear"):
+        recognize(tmp_path)
+
+
+def test_roboflow_keeps_a_coco_file_or_a_table_in_each_split(shapes, tmp_path):
+    for split, name in (("train", "train"), ("val", "valid")):
+        dataset = VOCDataset(shapes, split)
+        pictures(dataset, tmp_path / "coco" / name), pictures(dataset, tmp_path / "csv" / name)
+        write_coco(tmp_path / "coco" / name / "_annotations.coco.json", dataset)
+        write_table(tmp_path / "csv" / name / "_annotations.csv", dataset)
+    for kind in ("coco", "csv"):
+        for split in ("train", "val"):
+            same(open_dataset(tmp_path / kind, split), VOCDataset(shapes, split))
+
+
+@pytest.mark.parametrize(
+    "folders", [("images", "annotations"), ("Images", "ANNOTATIONS"), ("JPEGIMAGES", "xmls")]
+)
+def test_a_voc_directory_by_other_names(shapes, tmp_path, folders):
+    for mine, theirs in zip(folders, ("JPEGImages", "Annotations")):
+        shutil.copytree(shapes / theirs, tmp_path / mine)
+    assert recognize(tmp_path).format == "VOC" and recognize(tmp_path).default == "all"
+    same(open_dataset(tmp_path), VOCDataset(shapes, "all"))
+    shutil.copytree(shapes / "ImageSets", tmp_path / "imagesets")
+    assert len(open_dataset(tmp_path, "train")) == 12
+
+
+def test_xml_beside_the_pictures_and_in_sub_folders(shapes, tmp_path):
+    flat, deep = tmp_path / "flat", tmp_path / "deep"
+    for part in ("JPEGImages", "Annotations"):
+        shutil.copytree(shapes / part, flat, dirs_exist_ok=True)
+        shutil.copytree(shapes / part, deep / ("sub/images" if part[0] == "J" else "sub/xml/old"))
+    (flat / ".hidden").mkdir()
+    (flat / ".hidden" / "x.xml").write_text("<project/>")
+    for root in (flat, deep):
+        assert recognize(root).format == "folder"
+        same(open_dataset(root), VOCDataset(shapes, "all"))
+    victim = sorted(flat.glob("*.xml"))[0]
+    victim.unlink()
+    report = FolderDataset(flat).report
+    assert report.refused == [(f"{victim.stem}.jpg", "the picture has no annotation")]
+
+
+def test_what_is_no_data_set_says_what_was_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no data set"):
+        recognize(tmp_path / "absent")
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "data.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "config.yaml").write_text("a: 1\n")
+    with pytest.raises(ValueError, match="it holds 1 pictures, and at its top a.jpg, config.yaml, data.csv"):
+        recognize(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match="neither a folder nor"):
+        recognize(tmp_path / "notes.txt")
+
+
+def test_a_table_takes_titles_in_any_order_and_case(shapes, tmp_path):
+    dataset = VOCDataset(shapes, "train")
+    pictures(dataset, tmp_path)
+    write_table(tmp_path / "t.csv", dataset)
+    same(CSVDataset(tmp_path / "t.csv"), dataset)
+
+
+def test_held_out_pictures(shapes, tmp_path):
+    dataset = VOCDataset(shapes, "all")
+    few, held = hold_out(dataset, 0.3, seed=5)
+    again = hold_out(dataset, 0.3, seed=5)[1]
+    other = hold_out(dataset, 0.3, seed=6)[1]
+    names = [r.image.name for r in held]
+    assert names == [r.image.name for r in again] != [r.image.name for r in other]
+    assert sorted([*names, *(r.image.name for r in few)]) == sorted(r.image.name for r in dataset)
+    assert 3 <= len(held) <= 7 and held.class_names == dataset.class_names
+    for wrong in (0, 1, -1, float("nan")):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            hold_out(dataset, wrong)
+    back = split_by(dataset, lambda i: dataset[i].image.name in names)
+    assert [r.image for r in back[1]] == [r.image for r in held]
+
+
+def test_a_rare_class_is_on_both_sides(shapes):
+    "Two pictures in a hundred have the second class: one of them is held out, whatever the seed."
+    from dataclasses import replace
+
+    dataset = VOCDataset(shapes, "all")
+    pool = [dataset[i % len(dataset)] for i in range(100)]
+    records = [
+        replace(
+            r, boxes=[[0, 0, 9, 9]], labels=[int(i in (7, 60))], difficult=None, truncated=None, crowd=None
+        )
+        for i, r in enumerate(pool)
+    ]
+    for i, record in enumerate(records):  # each picture another file
+        path = shapes.parent / f"copy-{i}.jpg"
+        path.write_bytes(record.image.read_bytes() + bytes([i]))
+        records[i] = replace(record, image=path)
+    for seed in range(4):
+        parts = hold_out(Records(records, ("common", "rare")), 0.5, seed)
+        assert [p.report.per_class["rare"]["pictures"] for p in parts] == [1, 1]
+        assert abs(len(parts[1]) - 50) <= 2
+
+
+def test_copies_stay_together(shapes, tmp_path):
+    dataset = list(VOCDataset(shapes, "train"))
+    from dataclasses import replace
+
+    copies = []
+    for record in dataset[:6]:
+        path = tmp_path / f"copy-{record.image.name}"
+        shutil.copy(record.image, path)
+        copies.append(replace(record, image=path))
+    names = VOCDataset(shapes, "train").class_names
+    whole = Records([*dataset, *copies], names)
+    for seed in range(5):
+        few, held = hold_out(whole, 0.4, seed)
+        assert shared_pictures(few, held) == []
+    pairs = shared_pictures(Records(dataset, names), Records(copies, names))
+    assert len(pairs) == 6 and all(b.name == f"copy-{a.name}" for a, b in pairs)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode elsewhere")
+def test_names_that_are_no_utf8_can_be_held_out(shapes, tmp_path):
+    for part in ("JPEGImages", "Annotations"):
+        shutil.copytree(shapes / part, tmp_path, dirs_exist_ok=True)
+    odd = os.fsdecode(b"caf\xe9")
+    first = sorted(tmp_path.glob("*.xml"))[0]
+    first.rename(tmp_path / f"{odd}.xml")
+    (tmp_path / f"{first.stem}.jpg").rename(tmp_path / f"{odd}.jpg")
+    few, held = hold_out(open_dataset(tmp_path), 0.3)
+    assert len(few) + len(held) == 17
