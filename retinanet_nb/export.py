@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'KEY', 'OPENERS', 'NAMES', 'WRITERS', 'TOLERANCE', 'filter_arrays', 'Card', 'Opened',
-           'ExportedDetector', 'load_exported', 'export_detector']
+           'ExportedDetector', 'load_exported', 'check_target', 'export_detector']
 
 # %% ../nbs/09a_export.ipynb #9ae00005
 #| code-fold: true
@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .evaluation import iou_matrix
-from .files import _short, save_atomically
+from .files import _short
 from .hyperparameters import HyperParameters
 
 # %% ../nbs/09a_export.ipynb #9ae0000d
@@ -41,6 +41,16 @@ def _candidates(
         flat, label = flat[anchor], best[anchor]
     order = np.argsort(-flat, kind="stable")[:pre_nms_top_k]
     return boxes[anchor[order]], flat[order], label[order]
+
+
+def _candidates_by_level(boxes, scores, level_sizes, *rule):
+    "The best candidates of each level, joined, best first."
+    ends = np.cumsum(level_sizes)[:-1]
+    parts = zip(np.split(boxes, ends), np.split(scores, ends))
+    found = [_candidates(*part, *rule) for part in parts]
+    boxes, scores, labels = map(np.concatenate, zip(*found))
+    order = np.argsort(-scores, kind="stable")
+    return boxes[order], scores[order], labels[order]
 
 # %% ../nbs/09a_export.ipynb #9ae0000f
 def _suppress(boxes, groups, nms_threshold, max_detections):
@@ -65,14 +75,21 @@ def filter_arrays(
     nms_threshold: float = 0.5,
     pre_nms_top_k: int = 1000,  # candidates that enter suppression
     max_detections: int = 300,  # D
+    # anchors of each level; then each sends pre_nms_top_k candidates of its own
+    level_sizes=None,
 ) -> tuple:  # boxes (D, 4), scores (D,), labels (D,) int32, padded with −1
     """What `filter_detections` of chapter 4.3 does, for one picture and in NumPy
     alone.
     """
-    k = pre_nms_top_k if nms else max_detections
-    boxes, scores, labels = _candidates(
-        boxes, scores, class_specific_filter, score_threshold, k
-    )
+    rule = class_specific_filter, score_threshold
+    if not nms:
+        boxes, scores, labels = _candidates(boxes, scores, *rule, max_detections)
+    elif level_sizes is None:
+        boxes, scores, labels = _candidates(boxes, scores, *rule, pre_nms_top_k)
+    else:
+        boxes, scores, labels = _candidates_by_level(
+            boxes, scores, level_sizes, *rule, pre_nms_top_k
+        )
     if nms:
         groups = labels if class_specific_filter else np.zeros_like(labels)
         kept = _suppress(boxes, groups, nms_threshold, max_detections)
@@ -120,10 +137,9 @@ def _card(
         version = values.pop("format_version")
         card = Card(**values)
         h = HyperParameters.from_json(card.hyperparameters, path)
-        # the filter's options are fields of the hyperparameters, with two more
-        flags = {"class_specific_filter", "nms"}
-        thresholds = {k: v for k, v in card.options.items() if k not in flags}
-        h.replace(**thresholds)
+        # the filter's options are fields of the hyperparameters, with three more
+        others = {"class_specific_filter", "nms", "level_sizes"}
+        h.replace(**{k: v for k, v in card.options.items() if k not in others})
         names = [str(name) for name in card.class_names]
     except (TypeError, KeyError, AttributeError, RecursionError, ValueError) as e:
         raise ValueError(f"{path} describes itself wrongly: {_short(e, 200)}")
@@ -360,16 +376,15 @@ def _suppressed(boxes, scores, labels, options):
     )
 
 # %% ../nbs/09a_export.ipynb #9ae00024
-def _graph(detector, suppression, shape):
+def _graph(detector, options, suppression, shape):
     """A TensorFlow function of images uint8 `shape` (B, H, W, 3), which gives boxes
     and scores, or boxes, scores and labels; and what it is traced with.
     """
     import tensorflow as tf
 
-    from retinanet_nb.filtering import _candidates as candidates
+    from retinanet_nb.filtering import _candidates_by_level as candidates
 
     model = _boxes_and_scores(detector)
-    options = detector.get_layer("filter").options
 
     def outside(images):
         boxes, scores = model(tf.cast(images, tf.float32), training=False)
@@ -380,6 +395,7 @@ def _graph(detector, suppression, shape):
         best = candidates(
             boxes,
             scores,
+            options["level_sizes"],
             options["class_specific_filter"],
             options["score_threshold"],
             options["pre_nms_top_k"],
@@ -397,7 +413,8 @@ NAMES = {"outside": ("boxes", "scores"), "inside": ("boxes", "scores", "labels")
 def _write_onnx(function, spec, path, card):
     import tensorflow as tf
 
-    tf2onnx, onnx = _library("tf2onnx", "onnx"), _library("onnx", "onnx")
+    tf2onnx = _library("tf2onnx", "export")
+    onnx = _library("onnx", "export")
     names = NAMES[card.suppression]
 
     def listed(images):
@@ -497,7 +514,7 @@ class _Calibration:
 def _quantise_onnx(path, canvases):
     "Convolutions of an ONNX file in eight bits, in place."
     quantization = _library("onnxruntime.quantization", "onnx")
-    onnx = _library("onnx", "onnx")
+    onnx = _library("onnx", "export")
     with tempfile.TemporaryDirectory() as folder:
         before = Path(folder) / "float.onnx"
         quantization.shape_inference.quant_pre_process(
@@ -517,8 +534,11 @@ def _quantise_onnx(path, canvases):
             onnx.save(model, str(path))
 
 # %% ../nbs/09a_export.ipynb #9ae0002b
-def _check_target(path, replace):
-    "`ValueError` or `OSError` where the file could not be written."
+def check_target(
+    path: Path,  # as for export_detector
+    replace: bool = False,  # an older file of that name
+):
+    "`ValueError` or `FileExistsError` where an export could not be written."
     if path.suffix not in WRITERS:
         known = ".onnx, .xml (OpenVINO), .tflite or none (SavedModel)"
         raise ValueError(f"{path} should end in {known}")
@@ -595,13 +615,13 @@ def export_detector(
     path, h = Path(path), detector.hyperparameters
     size = h.image_size if size == "canvas" else (size or (None, None))
     shape = (batch, *size, 3)
-    _check_target(path, replace)
+    check_target(path, replace)
     _check_request(path, suppression, shape, precision, pictures)
     _check_engine()
-    options = detector.get_layer("filter").options
+    options = _filter_options(detector, size)
     names = list(detector.class_names)
     card = Card(names, h, options, suppression, precision)
-    function, spec = _graph(_in_float32(detector), suppression, shape)
+    function, spec = _graph(_in_float32(detector), options, suppression, shape)
     with _workshop(path) as made:
         WRITERS[path.suffix](function, spec, made, card)
         if path.suffix == ".tflite":
@@ -634,11 +654,29 @@ def _check_engine():
 
 def _in_float32(detector):
     "The same detector computing in float32."
-    from retinanet_nb.retinanet_box import _inside, retinanet_box
+    from retinanet_nb.retinanet_box import _inside, _kept, retinanet_box
 
-    options = detector.get_layer("filter").options
     network = _inside(detector, "the detector")
-    return retinanet_box(network, list(detector.class_names), **options)
+    return retinanet_box(network, **{**_kept(detector), "dtype": "float32"})
+
+
+def _filter_options(detector, size):
+    "What the filter of a detector was told, and how many anchors each level has."
+    layer = detector.get_layer("filter")
+    if layer.custom is not None:
+        raise ValueError(
+            "a detector with a filter of its own can't be exported: no format"
+            " would know what it does"
+        )
+    sizes = None
+    if layer.levels is not None:
+        if None in size:
+            raise ValueError(
+                "with candidates taken level by level, size can't be free: the"
+                " anchors of a level would be unknown"
+            )
+        sizes = [int(n) for n in layer.levels.level_sizes(size)]
+    return {**layer.options, "level_sizes": sizes}
 
 
 @contextlib.contextmanager

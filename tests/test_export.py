@@ -98,6 +98,23 @@ print(detector.predict_on_batch(np.zeros((1, {H}, {W}, 3), np.uint8))[0].shape)
     assert "(1, 20, 4)" in str(answer)
 
 
+@pytest.mark.parametrize("suppression", ["inside", "outside"])
+def test_candidates_level_by_level(detector, pictures, tmp_path, suppression):
+    by_level = retinanet_box(
+        detector.get_layer("retinanet"), pre_nms_top_k=3, top_k_per_level=True, max_detections=20
+    )
+    export_detector(by_level, tmp_path / "x.onnx", suppression=suppression, pictures=pictures)
+    ours, theirs = (
+        by_level.predict_on_batch(pictures),
+        load_exported(tmp_path / "x.onnx").predict_on_batch(pictures),
+    )
+    assert (theirs[1][0] >= 0).sum() > 3  # more than one level would give
+    for a, b in zip(ours, theirs):
+        np.testing.assert_allclose(numpy(a), b, atol=1e-3)
+    with pytest.raises(ValueError, match="size can't be free"):
+        export_detector(by_level, tmp_path / "y.onnx", size=None)
+
+
 def test_eight_bits(detector, pictures, tmp_path):
     export_detector(detector, tmp_path / "int8.onnx", precision="int8", pictures=pictures)
     exported = load_exported(tmp_path / "int8.onnx")
@@ -193,7 +210,9 @@ def test_what_a_file_says_of_itself_is_checked(files, tmp_path, what):
 
 
 @pytest.mark.parametrize("name", ["x.onnx", "x.xml", "x.tflite"])
-@pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"<?xml version='1.0'?><net/>", b"\x08\x01" * 99])
+@pytest.mark.parametrize(
+    "content", [b"", b"nothing of the kind", b"<?xml version='1.0'?><net/>", b"\x08\x01" * 99]
+)
 def test_files_from_elsewhere(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError) as error:
@@ -229,6 +248,61 @@ def test_the_filter_equals_the_one_in_the_graph(seed):
     corner = rng.uniform(0, 60, (400, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(0, 30, (400, 2))], 1).astype("float32")
     scores = rng.choice([0.04, 0.05, 0.3, 0.31, 0.9], (400, 3)).astype("float32")  # many are equal
-    options = {"class_specific_filter": bool(seed % 2), "nms": seed < 3, "max_detections": 50, "pre_nms_top_k": 150}
-    for a, b in zip(filter_detections(boxes[None], scores[None], **options), filter_arrays(boxes, scores, **options)):
+    options = {
+        "class_specific_filter": bool(seed % 2),
+        "nms": seed < 3,
+        "max_detections": 50,
+        "pre_nms_top_k": 150,
+    }
+    for a, b in zip(
+        filter_detections(boxes[None], scores[None], **options), filter_arrays(boxes, scores, **options)
+    ):
         np.testing.assert_array_equal(numpy(a)[0], b)
+
+
+def test_the_command(detector, pictures, tmp_path, capsys):
+    from retinanet_nb import cli
+    from retinanet_nb.pictures import write_image
+
+    detector.save(tmp_path / "street.keras")
+    (tmp_path / "album").mkdir()
+    for k, picture in enumerate(pictures):
+        write_image(tmp_path / "album" / f"{k}.png", picture)
+    cli.retinanet_export(str(tmp_path / "street.keras"), pictures=str(tmp_path / "album"))
+    assert "street.onnx" in capsys.readouterr().out
+    cli.retinanet_export(str(tmp_path / "street.keras"), format="openvino", free_size=True, batch=0)
+    cli.retinanet_detect(str(tmp_path / "street.onnx"), [str(tmp_path / "album")], str(tmp_path / "a"), 0.2)
+    cli.retinanet_detect(str(tmp_path / "street.keras"), [str(tmp_path / "album")], str(tmp_path / "b"), 0.2)
+    exported, original = (json.loads((tmp_path / k / "detections.json").read_text()) for k in "ab")
+    assert str(exported) != "{}" and len(str(exported)) > 300
+    for a, b in zip(_numbers(exported), _numbers(original), strict=True):
+        assert abs(a - b) < 1e-2
+
+
+def _numbers(value):
+    "All numbers in a JSON value, in order."
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [n for v in value for n in _numbers(v)]
+    return [value] if isinstance(value, (int, float)) else []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"format": "torch"}, "--format must be onnx"),
+        ({"format": "onnx", "out": "x.xml"}, "should end in .onnx"),
+        ({"out": "x.pt"}, "should end in"),
+        ({"format": "litert", "batch": 0}, "one size"),
+    ],
+)
+def test_the_command_refuses(tmp_path, capsys, monkeypatch, options, said):
+    from retinanet_nb import cli
+
+    monkeypatch.chdir(tmp_path)
+    options = {"out": "x", **options}
+    with pytest.raises((SystemExit, ValueError)) as error:
+        cli.retinanet_export("shapes", **options)
+    assert said in str(error.value) + capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
