@@ -8,7 +8,7 @@ config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 readme = here / "README.md"
-ENGINES = ("tensorflow", "jax", "torch")
+EXTRAS = ("tensorflow", "jax", "torch", "onnx", "openvino", "litert", "export", "dev")
 
 setup(
     name=cfg["lib_name"],
@@ -40,7 +40,7 @@ setup(
     include_package_data=True,
     python_requires=cfg["python_requires"],
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in (*ENGINES, "dev")},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in EXTRAS},
     entry_points={
         "console_scripts": [line.strip() for line in cfg["console_scripts"].splitlines() if line.strip()],
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],

@@ -1,0 +1,308 @@
+"""Exported detectors: each format run in its runtime gives what the detector gives; what can't be carried, a name that is
+taken and files from elsewhere are one sentence, and nothing is written or lost."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("openvino", reason="pip install 'retinanet_nb[openvino,onnx,litert]'")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("ai_edge_litert")
+
+import onnx
+from retinanet_nb import export
+from retinanet_nb.export import ExportedDetector, export_detector, filter_arrays, load_exported
+from retinanet_nb.retinanet import retinanet_model
+from retinanet_nb.retinanet_box import retinanet_box
+
+from helpers import excite, noise, numpy, python, small
+
+H, W = 64, 96
+
+
+@pytest.fixture(scope="module")
+def detector():
+    h = small(feature_size=16, image_size=(H, W), max_detections=20, pre_nms_top_k=100, score_threshold=0.1)
+    model = excite(retinanet_model(3, h, class_names=["ball", "brick", "leaf"]), 3, feature_size=16)
+    return retinanet_box(model)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return noise(3, (H, W))
+
+
+@pytest.fixture(scope="module")
+def files(detector, pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    for name, options in FILES.items():
+        apart = export_detector(detector, folder / name, pictures=pictures, **options)
+        assert max(apart.values()) < 1e-3, (name, apart)
+    return folder
+
+
+FILES = {
+    "plain.onnx": {},
+    "inside.onnx": {"suppression": "inside"},
+    "free.onnx": {"batch": None, "size": None},
+    "plain.xml": {},
+    "inside.xml": {"suppression": "inside"},
+    "free.xml": {"batch": None, "size": None},
+    "plain.tflite": {},
+    "two.tflite": {"batch": 2},
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_gives_what_the_detector_gives(detector, files, pictures, name):
+    exported = load_exported(files / name)
+    assert exported.class_names == detector.class_names
+    assert exported.hyperparameters == detector.hyperparameters
+    ours = [numpy(x) for x in detector.predict_on_batch(pictures)]
+    theirs = exported.predict_on_batch(pictures)  # three pictures through files for one, two or any number
+    assert (ours[1] >= 0).sum() > 10, "too few detections to tell anything"
+    for a, b, tolerance in zip(ours, theirs, (1e-3, 1e-4, 0)):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["free.onnx", "free.xml"])
+def test_a_free_file_takes_any_size(detector, files, name):
+    other = noise(1, (70, 130), 5)
+    for a, b in zip(detector.predict_on_batch(other), load_exported(files / name).predict_on_batch(other)):
+        np.testing.assert_allclose(numpy(a), b, atol=1e-3)
+
+
+def test_a_fixed_file_takes_one_size(files):
+    with pytest.raises(ValueError, match=r"plain.onnx takes pictures of 96×64 pixels, not 50×40"):
+        load_exported(files / "plain.onnx").predict_on_batch(np.zeros((1, 40, 50, 3), np.uint8))
+    with pytest.raises(ValueError, match="batch of pictures"):
+        load_exported(files / "plain.onnx").predict_on_batch(np.zeros((40, 50, 3), np.uint8))
+
+
+@pytest.mark.parametrize("file", ["plain.onnx", "plain.xml", "plain.tflite"])
+def test_no_engine_is_needed(files, file):
+    answer = python(
+        f"""
+import sys
+for name in ("keras", "tensorflow", "jax", "torch"):
+    sys.modules[name] = None
+import numpy as np
+from retinanet_nb.export import load_exported
+detector = load_exported({str(files / file)!r})
+print(detector.predict_on_batch(np.zeros((1, {H}, {W}, 3), np.uint8))[0].shape)
+"""
+    )
+    assert "(1, 20, 4)" in str(answer)
+
+
+@pytest.mark.parametrize("suppression", ["inside", "outside"])
+def test_candidates_level_by_level(detector, pictures, tmp_path, suppression):
+    by_level = retinanet_box(
+        detector.get_layer("retinanet"), pre_nms_top_k=3, top_k_per_level=True, max_detections=20
+    )
+    export_detector(by_level, tmp_path / "x.onnx", suppression=suppression, pictures=pictures)
+    ours, theirs = (
+        by_level.predict_on_batch(pictures),
+        load_exported(tmp_path / "x.onnx").predict_on_batch(pictures),
+    )
+    assert (theirs[1][0] >= 0).sum() > 3  # more than one level would give
+    for a, b in zip(ours, theirs):
+        np.testing.assert_allclose(numpy(a), b, atol=1e-3)
+    with pytest.raises(ValueError, match="size can't be free"):
+        export_detector(by_level, tmp_path / "y.onnx", size=None)
+
+
+def test_eight_bits(detector, pictures, tmp_path):
+    export_detector(detector, tmp_path / "int8.onnx", precision="int8", pictures=pictures)
+    exported = load_exported(tmp_path / "int8.onnx")
+    assert exported.card.precision == "int8" and exported.class_names == detector.class_names
+    kinds = {node.op_type for node in onnx.load(str(tmp_path / "int8.onnx")).graph.node}
+    assert "QuantizeLinear" in kinds
+    scores = exported.predict_on_batch(pictures)[1]
+    assert np.abs(scores[:, 0] - numpy(detector.predict_on_batch(pictures)[1])[:, 0]).max() < 0.2
+
+
+def test_half_the_size(detector, files, pictures, tmp_path):
+    export_detector(detector, tmp_path / "half.xml", precision="half", pictures=pictures)
+    assert (tmp_path / "half.bin").stat().st_size < 0.6 * (files / "plain.bin").stat().st_size
+
+
+def test_a_saved_model_names_its_outputs(detector, pictures, tmp_path):
+    import tensorflow as tf
+
+    export_detector(detector, tmp_path / "model", suppression="inside")
+    answer = tf.saved_model.load(str(tmp_path / "model")).signatures["serving_default"](
+        images=tf.constant(pictures[:1])
+    )
+    ours = dict(zip(("boxes", "scores", "labels"), detector.predict_on_batch(pictures[:1])))
+    for name, value in ours.items():
+        np.testing.assert_allclose(numpy(value), numpy(answer[name]), atol=1e-3)
+
+
+REFUSED = {
+    "a name": ("x.pt", {}, "should end in"),
+    "a batch": ("x.tflite", {"batch": None}, "one size"),
+    "a loop": ("x.tflite", {"suppression": "inside"}, "suppression outside"),
+    "many at once": ("x.onnx", {"suppression": "inside", "batch": 4}, "batch must be 1"),
+    "a word": ("x.onnx", {"suppression": "within"}, "inside or outside"),
+    "a precision": ("x.xml", {"precision": "int4"}, "float32 or half"),
+    "no pictures": ("x.onnx", {"precision": "int8"}, "int8 needs pictures"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_a_format_cannot_carry(detector, tmp_path, what):
+    name, options, said = REFUSED[what]
+    with pytest.raises(ValueError, match=said):
+        export_detector(detector, tmp_path / name, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["x.onnx", "x.xml", "x.tflite", "x"])
+def test_no_file_of_anybody_is_replaced(detector, tmp_path, name):
+    beside = {"x.xml": "x.bin", "x.tflite": "x.tflite.json"}.get(name, name)
+    (tmp_path / beside).write_text("mine")
+    with pytest.raises(FileExistsError, match="exists"):
+        export_detector(detector, tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == [beside] and (tmp_path / beside).read_text() == "mine"
+
+
+def test_another_result_is_not_handed_over(detector, pictures, tmp_path, monkeypatch):
+    "The check compares; here with a file whose scores are half of what they were."
+    plain = export.filter_arrays
+    monkeypatch.setattr(export, "filter_arrays", lambda b, s, **options: plain(b, s / 2, **options))
+    with pytest.raises(ValueError, match="was not written: its boxes or scores differ"):
+        export_detector(detector, tmp_path / "x.onnx", pictures=pictures)
+    assert not list(tmp_path.iterdir())
+
+
+def doctored(files, tmp_path, change):
+    model = onnx.load(str(files / "plain.onnx"))
+    entry = model.metadata_props[0]
+    values = json.loads(entry.value)
+    change(values)
+    entry.value = json.dumps(values)
+    onnx.save(model, str(tmp_path / "doctored.onnx"))
+    return tmp_path / "doctored.onnx"
+
+
+DOCTORED = {
+    "names": lambda v: v.pop("class_names"),
+    "a size": lambda v: v["hyperparameters"].update(image_size=[10**9, 10**9]),
+    "a field": lambda v: v["hyperparameters"].update(backbone=7),
+    "a threshold": lambda v: v["options"].update(max_detections=-1),
+    "an option": lambda v: v["options"].update(exec="rm"),
+    "more": lambda v: v.update(more=1),
+    "a version": lambda v: v.update(format_version=99),
+    "none": lambda v: v.clear(),
+}
+
+
+@pytest.mark.parametrize("what", DOCTORED)
+def test_what_a_file_says_of_itself_is_checked(files, tmp_path, what):
+    path = doctored(files, tmp_path, DOCTORED[what])
+    with pytest.raises(ValueError) as error:
+        load_exported(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["x.onnx", "x.xml", "x.tflite"])
+@pytest.mark.parametrize(
+    "content", [b"", b"nothing of the kind", b"<?xml version='1.0'?><net/>", b"\x08\x01" * 99]
+)
+def test_files_from_elsewhere(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        load_exported(tmp_path / name)
+    assert name in str(error.value)
+
+
+def test_only_openvino_is_told_a_precision(files):
+    assert load_exported(files / "plain.xml", "bfloat16").class_names
+    for name, precision in (("plain.onnx", "bfloat16"), ("plain.tflite", "half"), ("plain.xml", "int4")):
+        with pytest.raises(ValueError, match=f"{name} can be computed in float32"):
+            load_exported(files / name, precision)
+
+
+def test_files_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no exported detector"):
+        load_exported(tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match="should end in"):
+        load_exported(tmp_path / "x.pt")
+
+
+def test_a_runtime_that_is_missing(files, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ModuleNotFoundError, match=r"retinanet_nb\[onnx\]"):
+        ExportedDetector(files / "plain.onnx")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_filter_equals_the_one_in_the_graph(seed):
+    from retinanet_nb.filtering import filter_detections
+
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 60, (400, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0, 30, (400, 2))], 1).astype("float32")
+    scores = rng.choice([0.04, 0.05, 0.3, 0.31, 0.9], (400, 3)).astype("float32")  # many are equal
+    options = {
+        "class_specific_filter": bool(seed % 2),
+        "nms": seed < 3,
+        "max_detections": 50,
+        "pre_nms_top_k": 150,
+    }
+    for a, b in zip(
+        filter_detections(boxes[None], scores[None], **options), filter_arrays(boxes, scores, **options)
+    ):
+        np.testing.assert_array_equal(numpy(a)[0], b)
+
+
+def test_the_command(detector, pictures, tmp_path, capsys):
+    from retinanet_nb import cli
+    from retinanet_nb.pictures import write_image
+
+    detector.save(tmp_path / "street.keras")
+    (tmp_path / "album").mkdir()
+    for k, picture in enumerate(pictures):
+        write_image(tmp_path / "album" / f"{k}.png", picture)
+    cli.retinanet_export(str(tmp_path / "street.keras"), pictures=str(tmp_path / "album"))
+    assert "street.onnx" in capsys.readouterr().out
+    cli.retinanet_export(str(tmp_path / "street.keras"), format="openvino", free_size=True, batch=0)
+    cli.retinanet_detect(str(tmp_path / "street.onnx"), [str(tmp_path / "album")], str(tmp_path / "a"), 0.2)
+    cli.retinanet_detect(str(tmp_path / "street.keras"), [str(tmp_path / "album")], str(tmp_path / "b"), 0.2)
+    exported, original = (json.loads((tmp_path / k / "detections.json").read_text()) for k in "ab")
+    assert str(exported) != "{}" and len(str(exported)) > 300
+    for a, b in zip(_numbers(exported), _numbers(original), strict=True):
+        assert abs(a - b) < 1e-2
+
+
+def _numbers(value):
+    "All numbers in a JSON value, in order."
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [n for v in value for n in _numbers(v)]
+    return [value] if isinstance(value, (int, float)) else []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"format": "torch"}, "--format must be onnx"),
+        ({"format": "onnx", "out": "x.xml"}, "should end in .onnx"),
+        ({"out": "x.pt"}, "should end in"),
+        ({"format": "litert", "batch": 0}, "one size"),
+    ],
+)
+def test_the_command_refuses(tmp_path, capsys, monkeypatch, options, said):
+    from retinanet_nb import cli
+
+    monkeypatch.chdir(tmp_path)
+    options = {"out": "x", **options}
+    with pytest.raises((SystemExit, ValueError)) as error:
+        cli.retinanet_export("shapes", **options)
+    assert said in str(error.value) + capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
