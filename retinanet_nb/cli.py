@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RANGES', 'OUT_OF_MEMORY', 'TOLD', 'THIS', 'CARRIED', 'KINDS', 'ABOUT', 'FEWEST', 'PASSES', 'EVALUATED', 'ROWS',
-           'RESULT', 'VIDEOS', 'Terminated', 'open_dataset', 'retinanet_train', 'retinanet_inspect',
-           'retinanet_selfcheck', 'retinanet_evaluate', 'find_pictures', 'retinanet_detect', 'retinanet_demo']
+           'RESULT', 'VIDEOS', 'FORMATS', 'MOST_PICTURES', 'Terminated', 'open_dataset', 'retinanet_train',
+           'retinanet_inspect', 'retinanet_selfcheck', 'retinanet_evaluate', 'find_pictures', 'retinanet_detect',
+           'retinanet_export', 'retinanet_demo']
 
 # %% ../nbs/10_cli.ipynb #bfbe1d79
 #| code-fold: true
@@ -959,6 +960,19 @@ def _detector_file(model):
     return path
 
 
+def _opened(model):
+    """The detector in a file: of this package, or an exported one, which needs no
+    engine.
+    """
+    from retinanet_nb.export import OPENERS, load_exported
+
+    if Path(model).suffix in OPENERS:
+        return load_exported(model)
+    with _hushed():
+        from retinanet_nb.retinanet_box import load_detector
+    return load_detector(model)
+
+
 def _address(path):
     "What to add to a message about a path that is an address."
     if not re.match(r"(?i)[a-z][a-z0-9+.-]+:/", str(path)):
@@ -1020,12 +1034,10 @@ def retinanet_evaluate(
         dataset = open_dataset(data, split, None, images, strict, not zero_based)
     folder = Path(out) if out else Path(model).parent / f"evaluation-{name}"
     with claim(folder, [*EVALUATED, *PAGE_NAMES], PAGE_PATTERNS) as ours:
-        with _hushed():
-            from retinanet_nb.retinanet_box import load_detector
         from retinanet_nb.evaluation import evaluate
 
         report = evaluate(
-            load_detector(model),
+            _opened(model),
             dataset,
             batch_size=batch_size,
             iou_threshold=iou_threshold,
@@ -1418,11 +1430,9 @@ def _watch(model, words, folder, score_threshold, batch_size, show):
     if not camera:
         _check_apart([Path(words[0])], folder)
     with claim(folder, [ROWS, RESULT, name]) as ours:
-        with _hushed():
-            from retinanet_nb.retinanet_box import load_detector
         batch_size = 1 if camera else batch_size
         frames = _annotated_frames(
-            load_detector(model), _frames(video), batch_size, score_threshold
+            _opened(model), _frames(video), batch_size, score_threshold
         )
         counts = []
         with _rows_kept(ours) as keep:
@@ -1439,7 +1449,7 @@ def _watch(model, words, folder, score_threshold, batch_size, show):
 #| code-summary: "retinanet_detect: every option"
 @_command
 def retinanet_detect(
-    # .keras file of a detector or a training model, a run's folder, or shapes
+    # .keras file, a run's folder, shapes, or what retinanet_export wrote
     model: str,
     images: Param(
         "pictures, folders, patterns; or one video file or camera number",
@@ -1464,9 +1474,7 @@ def retinanet_detect(
     _check_apart(paths, folder)
     names = _annotated_names(paths)
     with claim(folder, [ROWS, RESULT, *names]) as ours:
-        with _hushed():
-            from retinanet_nb.retinanet_box import load_detector
-        detector = load_detector(model)
+        detector = _opened(model)
         options = min(batch_size, len(paths)), score_threshold
         total, done, refused = _detect_all(detector, paths, names, ours, *options)
     print(
@@ -1482,6 +1490,87 @@ def retinanet_detect(
             f"{len(refused)} of {len(paths)} pictures could not be read:"
             f" {shown}{more}"
         )
+
+# %% ../nbs/10_cli.ipynb #9ce00002
+FORMATS = {
+    "onnx": ".onnx",
+    "openvino": ".xml",
+    "litert": ".tflite",
+    "saved_model": "",
+}
+MOST_PICTURES = 200  # that calibration and comparison look at
+
+
+def _export_target(model, out, format):
+    "The file to write, of what --out and --format say together."
+    if format is not None and format not in FORMATS:
+        raise ValueError(
+            f"--format must be {', '.join(FORMATS)}, not {_short(format)}"
+        )
+    path = Path(out) if out else Path(model).with_suffix("")
+    suffix = FORMATS.get(format, ".onnx" if out is None else path.suffix)
+    if path.suffix in ("", suffix):
+        return path.with_suffix(suffix)
+    raise ValueError(f"--out {out} should end in {suffix or 'no suffix'}")
+
+
+def _canvases(folder, size):
+    "Pictures of a folder, fitted to the canvas; none where there is no folder."
+    import numpy as np
+
+    from retinanet_nb.pictures import fit_to_canvas, read_image
+
+    if folder is None:
+        return ()
+    paths = find_pictures([folder])[:MOST_PICTURES]
+    return np.stack([fit_to_canvas(read_image(path), size)[0] for path in paths])
+
+# %% ../nbs/10_cli.ipynb #9ce00004
+#| code-fold: true
+#| code-summary: "retinanet_export: every option"
+@_command
+def retinanet_export(
+    # .keras file of a detector or a training model, a run's folder, or shapes
+    model: str,
+    # onnx, openvino, litert or saved_model; default: as --out ends, or onnx
+    format: str = None,
+    out: str = None,  # file to write; default: beside the model
+    # inside: the file gives detections; outside: boxes and scores
+    suppression: str = "outside",
+    batch: int = 1,  # pictures at once; 0: any number
+    # pictures of any size instead of the detector's canvas
+    free_size: store_true = False,
+    precision: str = "float32",  # half: openvino, litert; int8: onnx
+    # folder of pictures to compare on; int8 finds its bounds with them
+    pictures: str = None,
+    replace: store_true = False,  # may replace an older file
+    version: _Version = THIS,
+):
+    "Write a detector as one file that a runtime takes, without Keras."
+    from retinanet_nb.export import check_target, export_detector
+
+    model = _detector_file(_weights_file(model))
+    path = _export_target(model, out, format)
+    check_target(path, replace)
+    with _hushed():
+        from retinanet_nb.retinanet_box import load_detector
+
+        detector = load_detector(model)
+        h = detector.hyperparameters
+        apart = export_detector(
+            detector,
+            path,
+            suppression,
+            batch or None,
+            None if free_size else "canvas",
+            precision,
+            _canvases(pictures, h.image_size),
+            replace,
+        )
+    print(
+        f"exported:  {path}  (at most {apart['boxes']:.2g} pixels and"
+        f" {apart['scores']:.2g} in score from the original)"
+    )
 
 # %% ../nbs/10_cli.ipynb #61739a81
 def _check_detector(path, replace):
