@@ -78,7 +78,11 @@ class Part:
 
     @classmethod
     def from_config(cls, config):
-        return cls(**config)
+        # JSON knows no tuples
+        listed = {k for k, value in config.items() if isinstance(value, list)}
+        return cls(
+            **{k: tuple(v) if k in listed else v for k, v in config.items()}
+        )
 
 
 def read_part(part):

@@ -156,3 +156,18 @@ def test_whole_pixels_may_not_round_an_anchor_to_nothing():
     assert AnchorParameters(sizes=sizes).sizes == sizes
     smallest = AnchorParameters(sizes=(2, *sizes[1:]), whole_pixels=True)
     assert (np.diff(numpy(anchors_for_shape((8, 8), smallest)).reshape(-1, 2, 2), axis=1) > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(100, 130), (333, 500)])
+@pytest.mark.parametrize("anchors", [TORCHVISION, AnchorParameters(offset=0.25), AnchorParameters(offset=1)])
+def test_the_inspection_finds_the_best_of_other_anchors_too(shape, anchors):
+    from retinanet_nb.boxes import overlaps
+    from retinanet_nb.inspection import best_overlaps
+
+    rng = np.random.default_rng(0)
+    xy = rng.uniform(0, 90, (60, 2))
+    boxes = np.concatenate([xy, xy + rng.uniform(6, 200, (60, 2))], 1).clip(0, (shape[1], shape[0]) * 2)
+    iou, _, best = best_overlaps(boxes, shape, anchors)
+    wanted = numpy(overlaps(boxes, anchors_for_shape(shape, anchors))).max(1)
+    np.testing.assert_allclose(iou, wanted, atol=1e-5)
+    np.testing.assert_allclose(np.diagonal(numpy(overlaps(boxes, best))), wanted, atol=1e-5)

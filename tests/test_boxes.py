@@ -1,7 +1,9 @@
 """IoU and the coding of boxes against plain loops, and the identities they promise."""
 
+import json
 import math
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -9,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 import oracles
 from helpers import numpy
-from retinanet_nb.anchors import Part
+from retinanet_nb.anchors import AnchorGenerator, Part, read_part
 from retinanet_nb.boxes import (
     CenterCoder,
     CornerCoder,
@@ -19,7 +21,9 @@ from retinanet_nb.boxes import (
     encode_boxes,
     overlaps,
 )
-from retinanet_nb.hyperparameters import HyperParameters
+from retinanet_nb.filtering import DetectionFilter
+from retinanet_nb.hyperparameters import AnchorParameters, HyperParameters
+from retinanet_nb.targets import Matcher
 
 whole = st.integers(0, 60)
 
@@ -226,3 +230,21 @@ def test_the_layer_decodes_by_its_coding(coding, coder):
 def test_a_part_says_what_it_was_made_from():
     assert isinstance(CornerCoder(), Part)
     assert CornerCoder.from_config(CornerCoder((1, 2, 3, 4)).get_config()) == CornerCoder((1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        CenterCoder((1, 2, 3, 4)),
+        CornerCoder(),
+        Matcher(0.2, 0.3, False),
+        DetectionFilter(nms=False, max_detections=7),
+        AnchorGenerator(AnchorParameters(offset=0, whole_pixels=True)),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_our_own_parts_go_through_a_file(part):
+    written = json.loads(json.dumps(keras.saving.serialize_keras_object(part)))
+    again = read_part(written)
+    assert type(again) is type(part) and again == part
+    assert read_part(part) is part and read_part(None) is None
