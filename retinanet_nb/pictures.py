@@ -963,7 +963,7 @@ def draw_detections(
     image = np.ascontiguousarray(image).copy()
     shown = (labels >= 0) & (scores >= score_threshold)
     order = [i for i in np.argsort(scores, kind="stable") if shown[i]]
-    thickness = max(2, round(min(image.shape[:2]) / 200))
+    thickness = max(2, round(min(image.shape[:2]) / 130))
     for i in order:
         draw_box(image, boxes[i], label_color(labels[i]), thickness)
     for i in order:  # captions last, so that no box crosses one
