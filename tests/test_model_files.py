@@ -167,7 +167,15 @@ def test_a_doctored_detector_asks_for_too_much(files, tmp_path, what):
     refused(with_config(files / "detector.keras", tmp_path / "doctored.keras", old, new), field)
 
 
-@pytest.mark.parametrize("name", ["detections", "filter", "retinanet"])
+@pytest.mark.parametrize("kind", ["detector", "model"])
+def test_a_network_and_anchors_that_do_not_fit(files, tmp_path, kind):
+    "Its maps are cropped to another stride, so it has more rows than there are anchors."
+    path = with_config(files / f"{kind}.keras", tmp_path / "strides.keras", '"stride": 32', '"stride": 16')
+    with pytest.raises(ValueError, match=r"strides.keras is damaged: .* rows and its anchors are \d+"):
+        load_detector(path)
+
+
+@pytest.mark.parametrize("name", ["anchors", "detections", "filter", "retinanet"])
 def test_a_detector_that_lacks_a_part(files, tmp_path, name):
     # the part is there under another name, or as another kind of layer
     path = with_config(files / "detector.keras", tmp_path / "renamed.keras", f'"{name}"', f'"{name}_"')
