@@ -237,6 +237,7 @@ def load_detector(
     model = read_model(path)
     if isinstance(model, Detector):
         inner = _inside(model, path)
+        _check_rows(inner, model.get_layer("anchors"), path)
         if not options:
             return model
         kept = {
@@ -250,7 +251,9 @@ def load_detector(
             f"{path} holds a Keras model that isn't a RetinaNet; a file of"
             " retinanet_box or retinanet_model was expected"
         )
-    return retinanet_box(model, **options)
+    detector = retinanet_box(model, **options)
+    _check_rows(model, detector.get_layer("anchors"), path)
+    return detector
 
 # %% ../nbs/04d_retinanet_box.ipynb #5e0b4e02
 def _inside(detector, path):
@@ -261,12 +264,13 @@ def _inside(detector, path):
     whole = (
         len(networks) == 1
         and isinstance(card, DetectorCard)
+        and isinstance(parts.get("anchors"), Anchors)
         and isinstance(parts.get("filter"), FilterDetections)
     )
     if not whole:
         raise ValueError(
             f"{path} holds a detector that lacks one of its parts: the network,"
-            " the layer 'filter', or the layer 'detections'"
+            " or the layer 'anchors', 'filter' or 'detections'"
         )
     _check_names(networks[0], path)
     num_classes = networks[0].output["classification"].shape[-1]
@@ -276,6 +280,20 @@ def _inside(detector, path):
             f" {num_classes} classes"
         )
     return networks[0]
+
+# %% ../nbs/04d_retinanet_box.ipynb #5e0b4e0a
+def _check_rows(network, anchors, path):
+    """`ValueError` where the network has not one row for every anchor; Keras works
+    the shapes out without computing.
+    """
+    picture = (1, 97, 161, 3)  # its sides are no multiple of any stride
+    rows = network.compute_output_shape(picture)["regression"][1]
+    expected = anchors.compute_output_shape(picture)[1]
+    if rows != expected:
+        raise ValueError(
+            f"{path} is damaged: for a picture of 161×97 pixels its network has"
+            f" {rows} rows and its anchors are {expected}; they should be as many"
+        )
 
 # %% ../nbs/04d_retinanet_box.ipynb #06909604
 @dataclass(frozen=True)
