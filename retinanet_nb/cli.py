@@ -268,14 +268,11 @@ def _weights_file(weights):
 
 def _with_architecture(base, weights):
     "`base` with the network that a file of weights was made for."
-    if (
-        not weights
-        or Path(weights).suffix != ".keras"
-        or not Path(weights).is_file()
-    ):
-        return base
-    from retinanet_nb.model_files import architecture_of
+    from retinanet_nb.model_files import PUBLISHED, architecture_of
 
+    is_file = weights and Path(weights).suffix == ".keras"
+    if weights not in PUBLISHED and not (is_file and Path(weights).is_file()):
+        return base
     return base.replace(**architecture_of(weights))
 
 # %% ../nbs/10_cli.ipynb #51dcd783
@@ -1174,7 +1171,7 @@ ROWS, RESULT = "detections.jsonl", "detections.json"
 def _rows_kept(ours):
     "Gives a function that keeps one row; however the block ends, they become JSON."
     lines, count, done = ours.folder / ROWS, 0, False
-    ours.take([ROWS])
+    ours.grow(ROWS)
     # names that are no UTF-8 become escapes, which JSON has for them
     file = lines.open("w", encoding="utf-8", errors="backslashreplace")
 

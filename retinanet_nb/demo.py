@@ -133,7 +133,7 @@ def _headline(page, report):
         page.table(header, zip(*columns), bars=(2,)),
     )
 
-
+# %% ../nbs/08_demo.ipynb #6bfcb9ef
 def _seen(found, names):
     "What was found with a score of at least 0.5, in words."
     sure = [names[l] for l, s in zip(found.labels, found.scores) if s >= 0.5]
@@ -193,7 +193,7 @@ def _whole_mistakes(page, report, dataset, mistakes, side):
         page.grid(cards),
     )
 
-
+# %% ../nbs/08_demo.ipynb #043cb226
 MISTAKES = (
     (
         "false alarm",
@@ -275,7 +275,35 @@ def _announce(h, training):
         f" {len(training)} pictures of {width}×{height} for {h.epochs} epochs …"
     )
 
+# %% ../nbs/08_demo.ipynb #e7a89389
+def _show_demo(run, report, test, gallery, count, minutes):
+    "The gallery of the demonstration."
+    lead = (
+        f"Trained from nothing on {count} drawn pictures in {len(run.history)}"
+        f" epochs, and measured on {len(test)} others that it had never seen;"
+        f" drawing, training and measuring took {minutes:.1f} minutes."
+    )
+    figures = [
+        ("How it learned", plot_history(run.history)),
+        ("Precision and recall", curves_figure(report)),
+    ]
+    return write_gallery(
+        report, test, gallery.folder, lead=lead, figures=figures, claim=gallery
+    )
 
+
+def _told_demo(run, report, count, page, data, minutes):
+    "What came out, as text."
+    return (
+        f"\n{report}\n\nVOC07 mAP {report.voc07_map:.3f} on {count} pictures it"
+        f" never saw; {minutes:.1f} minutes in all\n\n"
+        f"gallery:   {page}\n"
+        f"detector:  {run.detector}\n"
+        f"history:   {run.folder / 'history.json'}\n"
+        f"pictures:  {data}"
+    )
+
+# %% ../nbs/08_demo.ipynb #8a9566c7
 def run_demo(
     out="demo",  # folder for data set, runs and gallery
     hyperparameters=None,  # None: the preset "tiny"
@@ -312,31 +340,3 @@ def run_demo(
         page = _show_demo(run, report, test, gallery, len(training), minutes)
     say(_told_demo(run, report, len(test), page, data, minutes))
     return run, report
-
-
-def _show_demo(run, report, test, gallery, count, minutes):
-    "The gallery of the demonstration."
-    lead = (
-        f"Trained from nothing on {count} drawn pictures in {len(run.history)}"
-        f" epochs, and measured on {len(test)} others that it had never seen;"
-        f" drawing, training and measuring took {minutes:.1f} minutes."
-    )
-    figures = [
-        ("How it learned", plot_history(run.history)),
-        ("Precision and recall", curves_figure(report)),
-    ]
-    return write_gallery(
-        report, test, gallery.folder, lead=lead, figures=figures, claim=gallery
-    )
-
-
-def _told_demo(run, report, count, page, data, minutes):
-    "What came out, as text."
-    return (
-        f"\n{report}\n\nVOC07 mAP {report.voc07_map:.3f} on {count} pictures it"
-        f" never saw; {minutes:.1f} minutes in all\n\n"
-        f"gallery:   {page}\n"
-        f"detector:  {run.detector}\n"
-        f"history:   {run.folder / 'history.json'}\n"
-        f"pictures:  {data}"
-    )

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['HIT', 'FALSE_ALARM', 'LEFT_OUT', 'VOC07', 'VOC', 'COCO_AP', 'METRICS', 'COCO_FIGURES', 'FASTER', 'PLAIN', 'COCO_MOST',
-           'PIECE', 'MANY', 'ROW', 'LEGEND', 'POINTS', 'iou_matrix', 'Detections', 'stack_detections', 'Objects',
+           'PIECE', 'VERDICTS', 'ROW', 'LEGEND', 'POINTS', 'PICTURES', 'Detections', 'stack_detections', 'Objects',
            'stack_objects', 'Matches', 'match_detections', 'judge', 'Curve', 'precision_recall_curve',
-           'precision_recall', 'average_precision', 'coco_metrics', 'Report', 'evaluate_detections', 'evaluate']
+           'precision_recall', 'average_precision', 'coco_metrics', 'Report', 'evaluate_detections', 'evaluate',
+           'iou_matrix']
 
 # %% ../nbs/07a_evaluation.ipynb #3543773d
 #| code-fold: true
@@ -14,7 +15,7 @@ __all__ = ['HIT', 'FALSE_ALARM', 'LEFT_OUT', 'VOC07', 'VOC', 'COCO_AP', 'METRICS
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,31 +26,9 @@ from .pictures import GREY, PALETTE
 from .prediction import Found, predict
 
 # %% ../nbs/07a_evaluation.ipynb #f304dd28
-def _areas(
-    boxes: np.ndarray,  # (n, 4) pixels
-) -> np.ndarray:  # (n,) square pixels, 0 for a box that is turned inside out
-    "Width times height of every box."
-    width = np.maximum(boxes[:, 2] - boxes[:, 0], 0)
-    height = np.maximum(boxes[:, 3] - boxes[:, 1], 0)
-    return width * height
+from .records import iou_matrix
 
-
-def iou_matrix(
-    a: np.ndarray,  # (N, 4) boxes, pixels
-    b: np.ndarray,  # (M, 4) boxes, pixels
-) -> np.ndarray:  # (N, M) float64, between 0 and 1
-    """Intersection over union of every box of `a` with every box of `b`, in
-    float64.
-
-    Boxes without area overlap nothing.
-    """
-    a = np.asarray(a, np.float64).reshape(-1, 4)
-    b = np.asarray(b, np.float64).reshape(-1, 4)
-    left_top = np.maximum(a[:, None, :2], b[:, :2])
-    right_bottom = np.minimum(a[:, None, 2:], b[:, 2:])
-    inter = np.maximum(right_bottom - left_top, 0).prod(2)
-    union = _areas(a)[:, None] + _areas(b) - inter
-    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+_all_ = ["iou_matrix"]
 
 # %% ../nbs/07a_evaluation.ipynb #1f6a0c02
 @dataclass(frozen=True, eq=False)
@@ -579,13 +558,13 @@ def _piece(COCO, label, pictures, found, mine, objects, truth):
 
 # %% ../nbs/07a_evaluation.ipynb #1f6a0c14
 COCO_MOST = 100  # detections of a class in a picture that COCO looks at
-PIECE = 50_000  # detections that are dictionaries at one time
-MANY = 250_000  # detections of a class whose sizes are taken one by one
+PIECE = 10_000  # detections that are dictionaries at one time
+VERDICTS = 2_500_000  # of one class that are held at one time
 
 
 def _surest(found, label):
     "Numbers of the surest detections of a class in every picture, in their order."
-    mine = np.flatnonzero(found.labels == label)
+    mine = np.flatnonzero(found.labels == label).astype(np.int32)
     picture = (np.searchsorted(found.ends, mine, side="right") - 1).astype(
         np.int32
     )
@@ -604,10 +583,10 @@ def _pieces(pictures, picture):
     return np.split(pictures, cuts)
 
 
-def _judged(run, pictures, label, ranges):
+def _judged(run, pictures, label, ranges, thresholds):
     "The library's verdicts for each picture of a piece, a list for each size."
     run.params.imgIds, run.params.catIds = pictures.tolist(), [label]
-    run.params.areaRng = ranges
+    run.params.areaRng, run.params.iouThrs = ranges, thresholds
     run.separate_eval = True  # faster_coco_eval: verdicts first, then the sums
     run.evaluate()
     verdicts = getattr(run, "_evalImgs_cpp", run.evalImgs)
@@ -627,43 +606,63 @@ def _slim(verdict):
     }
 
 # %% ../nbs/07a_evaluation.ipynb #1f6a0c16
-def _sums(run, pictures, label, ranges, verdicts):
+def _sums(run, pictures, label, ranges, thresholds, verdicts):
     "Precision (T, R, 1, A, M) and recall (T, 1, A, M) of one class by the library."
     run.params.imgIds, run.params.catIds = pictures.tolist(), [label]
-    run.params.areaRng = ranges
+    run.params.areaRng, run.params.iouThrs = ranges, thresholds
     run.evalImgs = run._evalImgs_cpp = sum(verdicts, [])
     run._paramsEval, run.separate_eval = run.params, True
     run.accumulate()
     return run.eval["precision"], run.eval["recall"]
 
 
+def _turns(ranges, thresholds, count):
+    "Which ranges and which thresholds, as slices, are counted together."
+    A, T = len(ranges), len(thresholds)
+    if count * A * T <= VERDICTS:
+        return [(slice(A), slice(T))]
+    most = max(1, VERDICTS // count)
+    return [
+        (slice(a, a + 1), slice(t, t + most))
+        for a in range(A)
+        for t in range(0, T, most)
+    ]
+
+# %% ../nbs/07a_evaluation.ipynb #1f6a0c19
+def _turn(library, label, found, objects, rows, ranges, thresholds):
+    "`_sums` of one class for some ranges and thresholds."
+    COCO, COCOeval = library
+    mine, picture, truth = rows
+    of_truth = objects.picture[truth]
+    pictures = np.union1d(of_truth, picture)
+    verdicts = [[] for _ in ranges]
+    for some in _pieces(pictures, picture):
+        a, b = np.searchsorted(picture, [some[0], some[-1] + 1])
+        c, d = np.searchsorted(of_truth, [some[0], some[-1] + 1])
+        sides = _piece(COCO, label, some, found, mine[a:b], objects, truth[c:d])
+        run = COCOeval(*sides, "bbox")
+        new = _judged(run, some, label, ranges, thresholds)
+        for all_of, of_piece in zip(verdicts, new):
+            all_of += of_piece
+    run = COCOeval(None, None, "bbox")
+    return _sums(run, pictures, label, ranges, thresholds, verdicts)
+
+
 def _class_sums(library, found, objects, label):
     "`_sums` of one class over all pictures; None where it has no object."
-    COCO, COCOeval = library
     truth = np.flatnonzero(objects.labels == label)
     if not len(truth):
         return None
-    of_truth = objects.picture[truth]
-    mine, picture = _surest(found, label)
-    pictures = np.union1d(of_truth, picture)
-    ranges = COCOeval(None, None, "bbox").params.areaRng
-    groups = [[r] for r in ranges] if len(mine) > MANY else [ranges]
-    sums = []
-    for group in groups:
-        verdicts = [[] for _ in group]
-        for some in _pieces(pictures, picture):
-            a, b = np.searchsorted(picture, [some[0], some[-1] + 1])
-            c, d = np.searchsorted(of_truth, [some[0], some[-1] + 1])
-            sides = _piece(
-                COCO, label, some, found, mine[a:b], objects, truth[c:d]
-            )
-            run = COCOeval(*sides, "bbox")
-            for all_of, new in zip(verdicts, _judged(run, some, label, group)):
-                all_of += new
-        run = COCOeval(None, None, "bbox")
-        sums.append(_sums(run, pictures, label, group, verdicts))
-    precision, recall = zip(*sums)
-    return np.concatenate(precision, 3), np.concatenate(recall, 2)
+    rows = *_surest(found, label), truth
+    p = library[1](None, None, "bbox").params
+    shape = len(p.iouThrs), 1, len(p.areaRng), len(p.maxDets)
+    recall = np.empty(shape)
+    precision = np.empty((shape[0], len(p.recThrs), *shape[1:]))
+    for a, t in _turns(p.areaRng, p.iouThrs, len(rows[0])):
+        precision[t, :, :, a], recall[t, :, a] = _turn(
+            library, label, found, objects, rows, p.areaRng[a], p.iouThrs[t]
+        )
+    return precision, recall
 
 # %% ../nbs/07a_evaluation.ipynb #02f15a46
 def _undefined(value):
@@ -975,11 +974,11 @@ def evaluate_detections(
     names = tuple(class_names)
     _share("iou_threshold", iou_threshold, above=np.nextafter(0, 1))
     found, objects = _stacked(detections, records, len(names))
+    figures, per_class = {}, np.full(len(names), np.nan)
+    if coco:  # first, while memory holds least
+        figures, per_class = coco_metrics(found, objects, len(names))
     curves = _curves(found, objects, len(names), iou_threshold)
     ap = {method: _averages(curves, method) for method in (VOC07, VOC)}
-    figures, per_class = {}, np.full(len(names), np.nan)
-    if coco:
-        figures, per_class = coco_metrics(found, objects, len(names))
 
     return Report(
         names,
@@ -997,16 +996,34 @@ def evaluate_detections(
     )
 
 # %% ../nbs/07a_evaluation.ipynb #0d86df16
+PICTURES = 1_000  # that are matched at one time
+
+
+def _part(rows, first, last):
+    "`Detections` or `Objects` of the pictures from `first` to before `last`."
+    ends = rows.ends[first : last + 1]
+    columns = [getattr(rows, f.name) for f in fields(rows)[:-1]]
+    return type(rows)(*(c[ends[0] : ends[-1]] for c in columns), ends - ends[0])
+
+
+def _verdicts(found, objects, iou_threshold):
+    "The verdict on every detection, as `judge` gives it."
+    verdicts = [np.zeros(0, np.int8)]
+    for first in range(0, len(found), PICTURES):
+        some = [_part(rows, first, first + PICTURES) for rows in (found, objects)]
+        verdicts.append(judge(match_detections(*some), iou_threshold))
+    return np.concatenate(verdicts)
+
+
 def _curves(found, objects, num_classes, iou_threshold):
     "The precision-recall curve of each class."
-    matches = match_detections(found, objects, num_classes)
-    verdict = judge(matches, iou_threshold)
+    verdict = _verdicts(found, objects, iou_threshold)
     counted = np.bincount(objects.labels[~objects.ignored], minlength=num_classes)
     curves = []
     for k in range(num_classes):
-        mine = matches.label == k
+        mine = found.labels == k
         curves.append(
-            precision_recall_curve(matches.score[mine], verdict[mine], counted[k])
+            precision_recall_curve(found.scores[mine], verdict[mine], counted[k])
         )
     return curves
 

@@ -31,10 +31,13 @@ class UpsampleLike(keras.layers.Layer):
         return (source[0], *target[1:3], source[3])
 
 # %% ../nbs/03a_fpn.ipynb #8166e479
-def _convolution(x, name, feature_size, size=3, stride=1):
+def _convolution(x, name, feature_size, size=3, stride=1, padding="same"):
     "A convolution to `feature_size` channels."
+    if padding == "symmetric":
+        x = keras.layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(x)
+        padding = "valid"
     return keras.layers.Conv2D(
-        feature_size, size, stride, padding="same", name=name
+        feature_size, size, stride, padding=padding, name=name
     )(x)
 
 
@@ -49,21 +52,28 @@ def feature_pyramid(
     c4,  # (B, ⌈H/16⌉, ⌈W/16⌉, ·)
     c5,  # (B, ⌈H/32⌉, ⌈W/32⌉, ·)
     feature_size: int = 256,  # channels of every level
+    top: str = "c5",  # what P6 is made from: c5, or p5
+    # of P6 and P7, where the stride is 2: same pads at the end only, symmetric at
+    # both ends
+    padding: str = "same",
 ) -> list:
     """P3…P7 of the backbone's C3…C5: five maps (B, ⌈H/s⌉, ⌈W/s⌉, `feature_size`),
     s = 8, 16, 32, 64, 128.
 
     Source: Feature Pyramid Networks (Lin et al. 2017), section 3; P6 and P7 as in
-    RetinaNet (Lin et al. 2017), section 4.
+    RetinaNet (Lin et al. 2017), section 4. `top` and `padding` are for networks
+    that were trained elsewhere (chapter 3.4).
     """
     n = feature_size
     m5 = _convolution(c5, "C5_reduced", n, size=1)
     m4 = _step_down("P4_merged", m5, _convolution(c4, "C4_reduced", n, size=1))
     m3 = _step_down("P3_merged", m4, _convolution(c3, "C3_reduced", n, size=1))
-    p6 = _convolution(c5, "P6", n, stride=2)
-    p6_relu = keras.layers.Activation("relu", name="P6_relu")(p6)
-    p7 = _convolution(p6_relu, "P7", n, stride=2)
     p3 = _convolution(m3, "P3", n)
     p4 = _convolution(m4, "P4", n)
     p5 = _convolution(m5, "P5", n)
+    p6 = _convolution(
+        p5 if top == "p5" else c5, "P6", n, stride=2, padding=padding
+    )
+    p6_relu = keras.layers.Activation("relu", name="P6_relu")(p6)
+    p7 = _convolution(p6_relu, "P7", n, stride=2, padding=padding)
     return [p3, p4, p5, p6, p7]

@@ -46,6 +46,8 @@ VOC_CLASSES = (
 )
 
 # %% ../nbs/01_hyperparameters.ipynb #6ae6b28b
+#| code-fold: true
+#| code-summary: "Checking a tuple of numbers"
 def _numbers(name, values, at_least=1):
     """`values` as a tuple of positive finite numbers, or a `ValueError` that
     names the field.
@@ -79,48 +81,9 @@ def _quoted(value):
     except (ValueError, RecursionError):
         return f"a {type(value).__name__} too large to be shown"
 
-# %% ../nbs/01_hyperparameters.ipynb #bef3bcad
-@dataclass(frozen=True)
-class AnchorParameters:
-    """The shapes of the anchors, one entry of `sizes` and `strides` for each
-    pyramid level P3…P7.
-
-    At every cell of a level stand `len(ratios) * len(scales)` anchors, whose
-    areas are `(size * scale)**2` square pixels. Raises `ValueError` where a field
-    is empty or not positive. Source: RetinaNet (Lin et al. 2017), section 4,
-    "Anchors".
-    """
-
-    # side of the square anchor of scale 1, in pixels, P3…P7
-    sizes: tuple = (32, 64, 128, 256, 512)
-    # distance of neighbouring cells, in pixels, P3…P7
-    strides: tuple = (8, 16, 32, 64, 128)
-    ratios: tuple = (0.5, 1, 2)  # height / width
-    # three to the octave between one level's size and the next
-    scales: tuple = (1, 2 ** (1 / 3), 2 ** (2 / 3))
-
-    def __post_init__(self):
-        for name in ("sizes", "strides", "ratios", "scales"):
-            checked = _numbers(f"AnchorParameters.{name}", getattr(self, name))
-            object.__setattr__(self, name, checked)
-        if len(self.sizes) != 5 or self.strides != (8, 16, 32, 64, 128):
-            raise ValueError(
-                "AnchorParameters needs five sizes and the strides (8, 16, 32,"
-                f" 64, 128) of P3…P7, not sizes={self.sizes} and"
-                f" strides={self.strides}"
-            )
-        if self.num_anchors > 256:
-            raise ValueError(
-                "AnchorParameters allows 256 anchors a cell, not the"
-                f" {self.num_anchors} of these ratios and scales"
-            )
-
-    @property
-    def num_anchors(self) -> int:
-        "Anchors at each cell: the number of ratios times the number of scales."
-        return len(self.ratios) * len(self.scales)
-
 # %% ../nbs/01_hyperparameters.ipynb #9a5b0bf5
+#| code-fold: true
+#| code-summary: "Checking a single value"
 def _typed(name, kind, value):
     """`value` as a plain Python value of the declared type `kind`, such as `float
     | None`; a `ValueError` that names the field where it is of another.
@@ -155,10 +118,286 @@ def _fits(value):
     "Whether a float can hold the number `value`, and it is no NaN."
     return abs(value) <= sys.float_info.max
 
+# %% ../nbs/01_hyperparameters.ipynb #bef3bcad
+@dataclass(frozen=True)
+class AnchorParameters:
+    """The shapes of the anchors, one entry of `sizes` and `strides` for each
+    pyramid level P3…P7.
+
+    At every cell of a level stand `len(ratios) * len(scales)` anchors, whose
+    areas are `(size * scale)**2` square pixels. Raises `ValueError` where a field
+    is empty, not positive, or of another type. Source: RetinaNet (Lin et al.
+    2017), section 4, "Anchors".
+    """
+
+    # side of the square anchor of scale 1, in pixels, P3…P7
+    sizes: tuple = (32, 64, 128, 256, 512)
+    # distance of neighbouring cells, in pixels, P3…P7
+    strides: tuple = (8, 16, 32, 64, 128)
+    ratios: tuple = (0.5, 1, 2)  # height / width
+    # three to the octave between one level's size and the next
+    scales: tuple = (1, 2 ** (1 / 3), 2 ** (2 / 3))
+    # where in its cell an anchor is centred, in strides; torchvision: 0
+    offset: float = 0.5
+    # sides, corners and strides in whole pixels, as torchvision rounds them
+    whole_pixels: bool = False
+
+    def __post_init__(self):
+        for name in ("sizes", "strides", "ratios", "scales"):
+            checked = _numbers(f"AnchorParameters.{name}", getattr(self, name))
+            object.__setattr__(self, name, checked)
+        for name, kind in (("offset", float), ("whole_pixels", bool)):
+            checked = _typed(
+                f"AnchorParameters.{name}", kind, getattr(self, name)
+            )
+            object.__setattr__(self, name, checked)
+        _check_anchors(self)
+
+    @property
+    def num_anchors(self) -> int:
+        "Anchors at each cell: the number of ratios times the number of scales."
+        return len(self.ratios) * len(self.scales)
+
+# %% ../nbs/01_hyperparameters.ipynb #c0a01194
+#| code-fold: true
+#| code-summary: "Checking that the fields go together"
+def _check_anchors(a):
+    "`ValueError` where the fields of `AnchorParameters` don't go together."
+    if len(a.sizes) != 5 or a.strides != (8, 16, 32, 64, 128):
+        raise ValueError(
+            "AnchorParameters needs five sizes and the strides (8, 16, 32,"
+            f" 64, 128) of P3…P7, not sizes={a.sizes} and"
+            f" strides={a.strides}"
+        )
+    if a.num_anchors > 256:
+        raise ValueError(
+            "AnchorParameters allows 256 anchors a cell, not the"
+            f" {a.num_anchors} of these ratios and scales"
+        )
+    if not 0 <= a.offset <= 1:
+        raise ValueError(
+            f"AnchorParameters.offset must be 0 to 1 strides, not {a.offset:g}"
+        )
+    side = int(min(a.sizes) * min(a.scales))
+    slim = max(max(a.ratios), 1 / min(a.ratios)) ** 0.5
+    if a.whole_pixels and round(side / slim / 2) < 1:
+        raise ValueError(
+            "AnchorParameters.whole_pixels would round the smallest anchor,"
+            f" {side / slim:.2g} pixels wide, to nothing: give larger sizes"
+        )
+
+# %% ../nbs/01_hyperparameters.ipynb #c5d3ce63
+@dataclass(frozen=True)
+class _Network:
+    "What the network is built from."
+
+    backbone: str = "resnet50"  # a name of the registry in chapter 2
+    image_size: tuple = (512, 512)  # canvas for training, (height, width) pixels
+    feature_size: int = 256  # channels of the pyramid and of the subnets
+    subnet_depth: int = 4  # hidden 3×3 convolutions in each subnet
+    # None as in the paper, or "group": GroupNorm before every ReLU of the subnets
+    subnet_norm: str | None = None
+    norm_epsilon: float = 1e-3  # added to the variance in that GroupNorm
+    pyramid_top: str = "c5"  # what P6 is made from: c5, or p5 (torchvision's v1)
+    # of P6 and P7: same (at the end only) or symmetric (at both ends, PyTorch's)
+    padding: str = "same"
+    # π: what every anchor says of every class before training
+    prior_probability: float = 0.01
+    # None keeps the backbone's own; from scratch about 0.9 is needed
+    batch_norm_momentum: float | None = None
+
+# %% ../nbs/01_hyperparameters.ipynb #a51b482d
+@dataclass(frozen=True)
+class _Coding:
+    "What the network's outputs stand for."
+
+    anchors: AnchorParameters = field(default_factory=AnchorParameters)
+    # the deltas (tx, ty, tw, th) are divided by these
+    box_std: tuple = (0.1, 0.1, 0.2, 0.2)
+    # "center", or "corners" as keras-retinanet has it, with a box_std of 0.2
+    box_coding: str = "center"
+
+# %% ../nbs/01_hyperparameters.ipynb #39ae901c
+@dataclass(frozen=True)
+class _Targets:
+    "Which anchor answers for which object."
+
+    negative_overlap: float = 0.4  # an anchor with a smaller IoU is background
+    positive_overlap: float = (
+        0.5  # an anchor with this IoU answers for the object
+    )
+    force_match: bool = True  # every object gets its best anchor, at any IoU
+
+# %% ../nbs/01_hyperparameters.ipynb #4aeef7c7
+@dataclass(frozen=True)
+class _Losses:
+    "What a mistake costs."
+
+    alpha: float | None = 0.25  # focal loss: weight of the positives; None: off
+    gamma: float = 2.0  # focal loss: how fast easy examples fade
+    sigma: float = 3.0  # smooth L1: quadratic below 1 / σ²
+    box_loss_weight: float = 1.0  # total = classification + this · box
+
+# %% ../nbs/01_hyperparameters.ipynb #8a4cbca9
+@dataclass(frozen=True)
+class _Filtering:
+    "Which answers become detections."
+
+    score_threshold: float = 0.05  # lower scores are dropped
+    nms_threshold: float = 0.5  # a better box suppresses those it overlaps more
+    pre_nms_top_k: int = 1000  # candidates for suppression
+    # so many from each level, as in the paper, or from all levels together
+    top_k_per_level: bool = False
+    max_detections: int = 300  # detections a picture
+
+# %% ../nbs/01_hyperparameters.ipynb #7f1a1b89
+@dataclass(frozen=True)
+class _Training:
+    "How the weights are found."
+
+    optimizer: str = "adam"  # adam, adamw or sgd (momentum 0.9)
+    learning_rate: float = 1e-5  # the highest of the schedule
+    # adamw: decoupled; sgd: added to the gradient; adam: not used
+    weight_decay: float = 0.0
+    # the norm of all gradients together is cut to this; None: never
+    clip_norm: float | None = 10.0
+    warmup_steps: int = 0  # the rate rises linearly over these steps
+    schedule: str = "constant"  # constant or cosine (down to a hundredth)
+    epochs: int = 50  # passes over the training pictures
+    # which measurement decides what the best epoch is: voc07, voc or coco
+    best_metric: str = "voc07"
+    # stop after so many measurements without a better one; None: never
+    patience: int | None = None
+    batch_size: int = 4  # pictures a step
+    # None, "imagenet" (backbone) or a model file to start from
+    weights: str | None = None
+    # backbone stages that do not learn: 0 none, 2 stem and first stage, 5 all
+    freeze_stages: int = 0
+    freeze_batch_norm: bool = False  # keep statistics and scales as loaded
+    precision: str = "float32"  # float32 or mixed_bfloat16, for training
+    # moving average of the weights, e.g. 0.998; None turns it off
+    ema_momentum: float | None = None
+
+# %% ../nbs/01_hyperparameters.ipynb #1bbf6c4d
+@dataclass(frozen=True)
+class _Augmentation:
+    "How pictures are varied, and the seed of everything random."
+
+    flip: float = 0.5  # probability of a horizontal flip
+    scale_jitter: tuple = (1.0, 1.0)  # range of a random zoom
+    color_jitter: float = (
+        0.0  # strength of random brightness, contrast, saturation
+    )
+    seed: int = 0  # of the initial weights, the order and the augmentation
+
+# %% ../nbs/01_hyperparameters.ipynb #5e0b1c09
+class _Settings:
+    "What a frozen dataclass of settings can do, whatever its fields are."
+
+    def replace(
+        self,
+        /,
+        **changes,  # fields and their new values
+    ):
+        """A copy with some fields changed.
+
+        An unknown field is a `ValueError` that names the nearest ones.
+        """
+        known = [f.name for f in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                raise ValueError(_unknown(type(self).__name__, name, known))
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> str:
+        "All fields as JSON text, the anchors as an object inside it."
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(
+        cls,
+        text: str | dict,  # of to_json, or the dictionary in it; fields may lack
+        source: str | os.PathLike | None = None,  # file, for the messages
+    ):
+        """The inverse of `to_json`.
+
+        Fields that `text` leaves out have their defaults. Unknown ones, values
+        of another type or out of range, and what isn't JSON at all are a
+        `ValueError` that begins with `source`.
+        """
+        try:
+            values = text if isinstance(text, dict) else _parse(text)
+            return cls().replace(**values)
+        except ValueError as error:
+            where = "" if source is None else f"{source}: "
+            raise ValueError(f"{where}{error}") from None
+
+# %% ../nbs/01_hyperparameters.ipynb #5e0b1c0b
+#| code-fold: true
+#| code-summary: "The two helpers"
+def _parse(text):
+    "The JSON object in `text`; anything else is a `ValueError`."
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError("hyperparameters are nested too deeply") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"hyperparameters are not valid JSON: {_short(error)}"
+        ) from None
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"hyperparameters must be a JSON object, not {_quoted(values)}"
+        )
+    return values
+
+
+def _unknown(kind, name, known):
+    "The message about a field that does not exist."
+    near = difflib.get_close_matches(name[:80], known, 3)
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+    else:
+        hint = f"the fields are {', '.join(known)}"
+    return f"{kind} has no field {_quoted(name)}; {hint}"
+
+# %% ../nbs/01_hyperparameters.ipynb #f39fac8a
+@dataclass(frozen=True)
+class HyperParameters(
+    # Python collects the fields from the last of these to the first
+    _Augmentation,
+    _Training,
+    _Filtering,
+    _Losses,
+    _Targets,
+    _Coding,
+    _Network,
+    _Settings,
+):
+    """Everything that RetinaNet leaves open: network, anchors, targets, losses,
+    filtering, training.
+
+    Frozen: `replace` gives a changed copy. Lengths are pixels, sizes `(height,
+    width)`. Raises `ValueError` naming the field that is of a wrong type or out
+    of range. The defaults are those of the documented Pascal VOC system. Most are
+    also the paper's (RetinaNet, Lin et al. 2017, sections 4 and 5).
+    """
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            value = _plain(f, getattr(self, f.name))
+            _check_value(f.name, value)
+            # the way past "frozen", once, while the object is made
+            object.__setattr__(self, f.name, value)
+        _check_together(self)
+
 # %% ../nbs/01_hyperparameters.ipynb #5e0b1c02
+#| code-fold: true
+#| code-summary: "Ranges and choices"
 _LIMITS = {
     "feature_size": ("at least", 1, "at most", 4096),
     "subnet_depth": ("at least", 0, "at most", 64),
+    "norm_epsilon": ("above", 0, "at most", 1),
     "prior_probability": ("above", 0, "below", 1),
     "batch_norm_momentum": ("at least", 0, "below", 1),
     "positive_overlap": ("above", 0, "at most", 1),
@@ -186,7 +425,10 @@ _LIMITS = {
     "seed": ("at least", 0, "at most", 2**32 - 1),
 }
 _CHOICES = {
+    "box_coding": ("center", "corners"),
     "subnet_norm": (None, "group"),
+    "pyramid_top": ("c5", "p5"),
+    "padding": ("same", "symmetric"),
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("constant", "cosine"),
     "precision": ("float32", "mixed_bfloat16"),
@@ -251,157 +493,6 @@ def _anchors(name, value):
         )
     return AnchorParameters(**value)
 
-# %% ../nbs/01_hyperparameters.ipynb #5e0b1c09
-class _Settings:
-    "What a frozen dataclass of settings can do, whatever its fields are."
-
-    def replace(
-        self,
-        /,
-        **changes,  # fields and their new values
-    ):
-        """A copy with some fields changed.
-
-        An unknown field is a `ValueError` that names the nearest ones.
-        """
-        known = [f.name for f in dataclasses.fields(self)]
-        for name in changes:
-            if name not in known:
-                raise ValueError(_unknown(type(self).__name__, name, known))
-        return dataclasses.replace(self, **changes)
-
-    def to_json(self) -> str:
-        "All fields as JSON text, the anchors as an object inside it."
-        return json.dumps(dataclasses.asdict(self), indent=1)
-
-    @classmethod
-    def from_json(
-        cls,
-        text: str | dict,  # of to_json, or the dictionary in it; fields may lack
-        source: str | os.PathLike | None = None,  # file, for the messages
-    ):
-        """The inverse of `to_json`.
-
-        Fields that `text` leaves out have their defaults. Unknown ones, values
-        of another type or out of range, and what isn't JSON at all are a
-        `ValueError` that begins with `source`.
-        """
-        try:
-            values = text if isinstance(text, dict) else _parse(text)
-            return cls().replace(**values)
-        except ValueError as error:
-            where = "" if source is None else f"{source}: "
-            raise ValueError(f"{where}{error}") from None
-
-# %% ../nbs/01_hyperparameters.ipynb #5e0b1c0b
-def _parse(text):
-    "The JSON object in `text`; anything else is a `ValueError`."
-    try:
-        values = json.loads(text)
-    except RecursionError:
-        raise ValueError("hyperparameters are nested too deeply") from None
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"hyperparameters are not valid JSON: {_short(error)}"
-        ) from None
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"hyperparameters must be a JSON object, not {_quoted(values)}"
-        )
-    return values
-
-
-def _unknown(kind, name, known):
-    "The message about a field that does not exist."
-    near = difflib.get_close_matches(name[:80], known, 3)
-    if near:
-        hint = f"did you mean {' or '.join(near)}?"
-    else:
-        hint = f"the fields are {', '.join(known)}"
-    return f"{kind} has no field {_quoted(name)}; {hint}"
-
-# %% ../nbs/01_hyperparameters.ipynb #f39fac8a
-@dataclass(frozen=True)
-class HyperParameters(_Settings):
-    """Everything that RetinaNet leaves open: network, anchors, targets, losses,
-    filtering, training.
-
-    Frozen: `replace` gives a changed copy. Lengths are pixels, sizes `(height,
-    width)`. Raises `ValueError` naming the field that is of a wrong type or out
-    of range. The defaults are those of the documented Pascal VOC system. Most are
-    also the paper's (RetinaNet, Lin et al. 2017, sections 4 and 5).
-    """
-
-    # The network
-    backbone: str = "resnet50"  # a name of the registry in chapter 2
-    image_size: tuple = (512, 512)  # canvas for training, (height, width) pixels
-    feature_size: int = 256  # channels of the pyramid and of the subnets
-    subnet_depth: int = 4  # hidden 3×3 convolutions in each subnet
-    # None as in the paper, or "group": GroupNorm before every ReLU of the subnets
-    subnet_norm: str | None = None
-    # π: what every anchor says of every class before training
-    prior_probability: float = 0.01
-    # None keeps the backbone's own; from scratch about 0.9 is needed
-    batch_norm_momentum: float | None = None
-    # Anchors and box coding
-    anchors: AnchorParameters = field(default_factory=AnchorParameters)
-    # the deltas (tx, ty, tw, th) are divided by these
-    box_std: tuple = (0.1, 0.1, 0.2, 0.2)
-    # Targets
-    negative_overlap: float = 0.4  # an anchor with a smaller IoU is background
-    positive_overlap: float = (
-        0.5  # an anchor with this IoU answers for the object
-    )
-    force_match: bool = True  # every object gets its best anchor, at any IoU
-    # Losses
-    alpha: float | None = 0.25  # focal loss: weight of the positives; None: off
-    gamma: float = 2.0  # focal loss: how fast easy examples fade
-    sigma: float = 3.0  # smooth L1: quadratic below 1 / σ²
-    box_loss_weight: float = 1.0  # total = classification + this · box
-    # Filtering
-    score_threshold: float = 0.05  # lower scores are dropped
-    nms_threshold: float = 0.5  # a better box suppresses those it overlaps more
-    pre_nms_top_k: int = 1000  # candidates for suppression, over all levels
-    max_detections: int = 300  # detections a picture
-    # Training
-    optimizer: str = "adam"  # adam, adamw or sgd (momentum 0.9)
-    learning_rate: float = 1e-5  # the highest of the schedule
-    # adamw: decoupled; sgd: added to the gradient; adam: not used
-    weight_decay: float = 0.0
-    # the norm of all gradients together is cut to this; None: never
-    clip_norm: float | None = 10.0
-    warmup_steps: int = 0  # the rate rises linearly over these steps
-    schedule: str = "constant"  # constant or cosine (down to a hundredth)
-    epochs: int = 50  # passes over the training pictures
-    # which measurement decides what the best epoch is: voc07, voc or coco
-    best_metric: str = "voc07"
-    # stop after so many measurements without a better one; None: never
-    patience: int | None = None
-    batch_size: int = 4  # pictures a step
-    # None, "imagenet" (backbone) or a model file to start from
-    weights: str | None = None
-    # backbone stages that do not learn: 0 none, 2 stem and first stage, 5 all
-    freeze_stages: int = 0
-    freeze_batch_norm: bool = False  # keep statistics and scales as loaded
-    precision: str = "float32"  # float32 or mixed_bfloat16, for training
-    # moving average of the weights, e.g. 0.998; None turns it off
-    ema_momentum: float | None = None
-    # Augmentation
-    flip: float = 0.5  # probability of a horizontal flip
-    scale_jitter: tuple = (1.0, 1.0)  # range of a random zoom
-    color_jitter: float = (
-        0.0  # strength of random brightness, contrast, saturation
-    )
-    seed: int = 0  # of the initial weights, the order and the augmentation
-
-    def __post_init__(self):
-        for f in dataclasses.fields(self):
-            value = _plain(f, getattr(self, f.name))
-            _check_value(f.name, value)
-            # the way past "frozen", once, while the object is made
-            object.__setattr__(self, f.name, value)
-        _check_together(self)
-
 # %% ../nbs/01_hyperparameters.ipynb #5e0b1c0e
 def _check_together(h):
     "`ValueError` where fields of `h` contradict each other."
@@ -438,6 +529,7 @@ PRESETS = {
         schedule="cosine",
         freeze_stages=2,
         freeze_batch_norm=True,
+        top_k_per_level=True,
     ),
     # No weights to start from: AdamW, warm-up and cosine, BatchNorm that learns
     # fast enough.

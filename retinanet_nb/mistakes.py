@@ -421,19 +421,32 @@ def mistakes_overview(
     return "\n".join(lines)
 
 # %% ../nbs/07d_mistakes.ipynb #2d7c0e12
+def _window(box, height, width):
+    "Left, top and side of a square to cut out around a box, in the picture if it can be."
+    x1, y1, x2, y2 = box
+    longest = max(x2 - x1, y2 - y1)
+    side = max(1.1 * longest, min(max(2 * longest, 32.0), height, width))
+
+    def start(middle, size):
+        if side >= size:  # as much too much on either side
+            return (size - side) / 2
+        return min(max(middle - side / 2, 0), size - side)
+
+    return start((x1 + x2) / 2, width), start((y1 + y2) / 2, height), side
+
+
 def draw_mistake(
     image: np.ndarray,  # (H, W, 3) uint8, the picture
     mistake: Mistake,
     side: int = 240,  # of the square crop, pixels
 ) -> np.ndarray:  # (side, side, 3) uint8
-    """The place of a mistake, cut out with as much around it again, with its box:
-    red a false alarm, orange dashes a missed object.
+    """The place of a mistake, cut out with as much around it again where the
+    picture has as much, with its box: red a false alarm, orange dashes a missed
+    object.
     """
     x1, y1, x2, y2 = mistake.box
-    # the crop is twice as large as the longer side
-    half = max(x2 - x1, y2 - y1, 16.0)
-    left, top = (x1 + x2) / 2 - half, (y1 + y2) / 2 - half
-    scale = side / (2 * half)
+    left, top, window = _window(mistake.box, *image.shape[:2])
+    scale = side / window
     crop = cv2.warpAffine(
         image,
         np.array([[scale, 0, -left * scale], [0, scale, -top * scale]]),
@@ -442,10 +455,11 @@ def draw_mistake(
         borderValue=(127, 127, 127),
     )
     box = np.array([x1 - left, y1 - top, x2 - left, y2 - top]) * scale
+    line = max(3, round(side / 80))
     if mistake.kind == ALARM:
-        draw_box(crop, box, FALSE_COLOR, 3)
+        draw_box(crop, box, FALSE_COLOR, line)
     else:
-        _dashed(crop, box, MISSED_COLOR, 3)
+        _dashed(crop, box, MISSED_COLOR, line)
     return crop
 
 # %% ../nbs/07d_mistakes.ipynb #3fb05e4e

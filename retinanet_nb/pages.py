@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from .files import claim as claim_folder
 from .pictures import _encode
@@ -132,87 +133,100 @@ class Page:
         ]
         return self
 
-    def headline(
-        self,
-        number: str,  # large
-        text: str,  # small, behind it
-    ) -> str:
-        "The one number of the page."
-        return (
-            f'<p class="big">{escape(number)} <small>{escape(text)}</small></p>'
-        )
+# %% ../nbs/90b_pages.ipynb #2139a48f
+@patch
+def headline(
+    self: Page,
+    number: str,  # large
+    text: str,  # small, behind it
+) -> str:
+    "The one number of the page."
+    small = f"<small>{escape(text)}</small>"
+    return f'<p class="big">{escape(number)} {small}</p>'
 
-    def grid(
-        self,
-        cards,  # of picture
-    ) -> str:
-        "Cards side by side, as many as fit."
-        return f'<div class="grid">{"".join(cards)}</div>'
 
-    def text(
-        self,
-        text: str,  # shown as it is, line by line
-    ) -> str:
-        "Text in columns, such as a report."
-        return f"<pre>{escape(text)}</pre>"
+@patch
+def text(
+    self: Page,
+    text: str,  # shown as it is, line by line
+) -> str:
+    "Text in columns, such as a report."
+    return f"<pre>{escape(text)}</pre>"
 
-    def table(
-        self,
-        header,  # of the columns
-        rows,  # of cells: text or numbers; None is shown as –
-        bars=(),  # columns that hold a share 0…1, drawn as a bar
-    ) -> str:
-        "A table. Broken numbers are shown with three digits."
-        rows = [list(row) for row in rows]
-        head = "".join(
-            _head(heading, [row[c] for row in rows], c in bars)
-            for c, heading in enumerate(header)
-        )
-        body = "".join(
-            f"<tr>{''.join(_cell(v, c in bars) for c, v in enumerate(row))}</tr>"
-            for row in rows
-        )
-        return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
-    def picture(
-        self,
-        image: np.ndarray,  # (height, width, 3) uint8
-        caption: str,  # also the alternative text
-    ) -> str:
-        "Writes the picture and returns its card."
-        data = _encode(image, ".jpg")
-        return self._card("jpg", lambda beside: beside.write_bytes(data), caption)
+@patch
+def table(
+    self: Page,
+    header,  # of the columns
+    rows,  # of cells: text or numbers; None is shown as –
+    bars=(),  # columns that hold a share 0…1, drawn as a bar
+) -> str:
+    "A table. Broken numbers are shown with three digits."
+    rows = [list(row) for row in rows]
+    head = "".join(
+        _head(heading, [row[c] for row in rows], c in bars)
+        for c, heading in enumerate(header)
+    )
+    body = "".join(
+        f"<tr>{''.join(_cell(v, c in bars) for c, v in enumerate(row))}</tr>"
+        for row in rows
+    )
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
-    def figure(
-        self,
-        figure,  # of matplotlib
-        caption: str,  # also the alternative text
-    ) -> str:
-        "Writes the figure as PNG and returns it, as wide as the page."
-        return self._card(
-            "png", lambda beside: figure.savefig(beside, dpi=130), caption
-        )
+# %% ../nbs/90b_pages.ipynb #0e2f47c6
+@patch
+def picture(
+    self: Page,
+    image: np.ndarray,  # (height, width, 3) uint8
+    caption: str,  # also the alternative text
+) -> str:
+    "Writes the picture and returns its card."
+    data = _encode(image, ".jpg")
+    return self._card("jpg", lambda beside: beside.write_bytes(data), caption)
 
-    def _card(self, suffix, write, caption):
-        "The next picture, written, as HTML."
-        self.count += 1
-        name = f"pictures/page-{self.count:03d}.{suffix}"
-        self.claim.write(name, write)
-        caption = escape(caption)
-        return (
-            f'<figure><img src="{name}" alt="{caption}" loading="lazy">'
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
 
-    def save(self) -> Path:
-        "Writes index.html and returns its path."
-        html = _FRAME.format(
-            title=escape(self.title),
-            style=_STYLE,
-            body="\n".join(part for part in self.parts if part),
-        )
-        path = self.claim.write(
-            "index.html", lambda beside: beside.write_text(html, encoding="utf-8")
-        )
-        self._stack.close()
-        return path
+@patch
+def figure(
+    self: Page,
+    figure,  # of matplotlib
+    caption: str,  # also the alternative text
+) -> str:
+    "Writes the figure as PNG and returns it, as wide as the page."
+    save = lambda beside: figure.savefig(beside, dpi=130)
+    return self._card("png", save, caption)
+
+
+@patch
+def _card(self: Page, suffix, write, caption):
+    "The next picture, written, as HTML."
+    self.count += 1
+    name = f"pictures/page-{self.count:03d}.{suffix}"
+    self.claim.write(name, write)
+    caption = escape(caption)
+    return (
+        f'<figure><img src="{name}" alt="{caption}" loading="lazy">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+# %% ../nbs/90b_pages.ipynb #701674d0
+@patch
+def grid(
+    self: Page,
+    cards,  # of picture
+) -> str:
+    "Cards side by side, as many as fit."
+    return f'<div class="grid">{"".join(cards)}</div>'
+
+
+@patch
+def save(self: Page) -> Path:
+    "Writes index.html and returns its path."
+    html = _FRAME.format(
+        title=escape(self.title),
+        style=_STYLE,
+        body="\n".join(part for part in self.parts if part),
+    )
+    write = lambda beside: beside.write_text(html, encoding="utf-8")
+    path = self.claim.write("index.html", write)
+    self._stack.close()
+    return path

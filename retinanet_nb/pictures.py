@@ -129,6 +129,8 @@ def book_style(
         set_matplotlib_formats("jpeg", pil_kwargs={"quality": 88})
 
 # %% ../nbs/00a_pictures.ipynb #6210e842
+#| code-fold: true
+#| code-summary: "Show a picture without axes"
 def show(
     image,  # (height, width, 3) or (height, width), 0…255
     ax=None,  # matplotlib axes; None makes a figure
@@ -166,6 +168,8 @@ def show(
     return ax
 
 # %% ../nbs/00a_pictures.ipynb #38aaea8c
+#| code-fold: true
+#| code-summary: "Show pictures side by side, columns in a row"
 def _figure_size(height, width):
     "Width and height of a figure for one picture, inches."
     root = (width / height) ** 0.5
@@ -199,6 +203,8 @@ def show_grid(
     return fig
 
 # %% ../nbs/00a_pictures.ipynb #c9caebf1
+#| code-fold: true
+#| code-summary: "What is known of a picture before it is decoded"
 # the suffixes that are looked for in folders
 PICTURE_SUFFIXES = (
     ".jpg",
@@ -244,6 +250,8 @@ class Header(NamedTuple):
     stored: tuple  # (height, width) of the picture in the file
 
 # %% ../nbs/00a_pictures.ipynb #3100586a
+#| code-fold: true
+#| code-summary: "Whether a JPEG's end marker is there, wherever the file itself ends"
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
 
 
@@ -267,6 +275,8 @@ def _jpeg_ends(
     return False
 
 # %% ../nbs/00a_pictures.ipynb #b8a4f4e3
+#| code-fold: true
+#| code-summary: "The chunks of a PNG, up to its end"
 def _png_chunks(
     file,  # the file, open for reading
     size: int,  # bytes
@@ -286,6 +296,8 @@ def _png_chunks(
     return None
 
 # %% ../nbs/00a_pictures.ipynb #2fbb6cc4
+#| code-fold: true
+#| code-summary: "Whether the file goes on to the end of its (first) picture"
 def _is_whole(
     picture,  # opened by Pillow, not decoded
     file,  # the file, open for reading
@@ -314,6 +326,8 @@ def _is_whole(
     return True
 
 # %% ../nbs/00a_pictures.ipynb #9d483775
+#| code-fold: true
+#| code-summary: "The orientation that EXIF notes, or else XMP"
 def _orientation(
     picture,  # opened by Pillow, not decoded
     file,  # the file, open for reading
@@ -333,6 +347,8 @@ def _orientation(
     return turn if turn in range(1, 9) else 1
 
 # %% ../nbs/00a_pictures.ipynb #cb863520
+#| code-fold: true
+#| code-summary: "Carry out what an orientation says"
 def _turn(
     image: np.ndarray,  # (height, width, 3) as stored
     orientation: int,  # 1…8
@@ -345,6 +361,8 @@ def _turn(
     return image if how is None else cv2.flip(image, how)
 
 # %% ../nbs/00a_pictures.ipynb #4545a819
+#| code-fold: true
+#| code-summary: "Open a file, or say in one sentence why that is not possible"
 def _open(
     path: Path,  # the file
 ):  # the file, open for reading
@@ -368,6 +386,8 @@ def _open(
         ) from None
 
 # %% ../nbs/00a_pictures.ipynb #a673908c
+#| code-fold: true
+#| code-summary: "All that both readers decide without looking at the pixels"
 def _examine(
     file,  # the file, open for reading
     path: Path,  # its name, for messages
@@ -404,6 +424,8 @@ def _examine(
     return picture, Header(*seen, turn, (height, width))
 
 # %% ../nbs/00a_pictures.ipynb #16c95952
+#| code-fold: true
+#| code-summary: "Inside the block Pillow takes pictures of any size"
 _lifting = threading.Lock()
 
 
@@ -418,6 +440,8 @@ def _without_pillows_limit():
             Image.MAX_IMAGE_PIXELS = limit
 
 # %% ../nbs/00a_pictures.ipynb #9d607423
+#| code-fold: true
+#| code-summary: "The picture as Pillow opens it: its header is read, its pixels are not"
 # of damaged metadata Pillow warns at length; they are ignored here
 warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
@@ -445,6 +469,8 @@ def _read_with_pillow(file, path):
         raise _undecodable(path, error) from None
 
 # %% ../nbs/00a_pictures.ipynb #a1a0bc25
+#| code-fold: true
+#| code-summary: "Raise ValueError for numbers that are not brightness or colour"
 _KINDS = {"1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 _KINDS |= {"I;16", "I;16B", "I;16L", "I;16N"}
 
@@ -503,6 +529,8 @@ def read_header(
         return _examine(file, path, max_pixels)[1]
 
 # %% ../nbs/00a_pictures.ipynb #186fc55c
+#| code-fold: true
+#| code-summary: "The pixels of all but deep pictures, as Pillow decodes them"
 _STRIP = 1 << 21  # pixels at a time
 
 
@@ -538,6 +566,8 @@ def _flat_pixels(
     return image
 
 # %% ../nbs/00a_pictures.ipynb #2a15ea7b
+#| code-fold: true
+#| code-summary: "Scale 16-bit numbers to 8 bits, and warn where that gives nearly black"
 def _stated_bits(
     picture,  # opened by Pillow
     data: bytes,  # its file
@@ -571,6 +601,8 @@ def _to_eight_bits(
     return light
 
 # %% ../nbs/00a_pictures.ipynb #c9ae3d96
+#| code-fold: true
+#| code-summary: "Warn that a picture comes out dark, once for each folder"
 _warned = set()  # folders
 
 
@@ -587,6 +619,8 @@ def _warn_of_darkness(folder, name, most):
         )
 
 # %% ../nbs/00a_pictures.ipynb #e7adab9f
+#| code-fold: true
+#| code-summary: "Whether a picture's colours have 16 bits, which Pillow would cut"
 def _is_deep(
     picture,  # opened by Pillow
     data: bytes,  # its file
@@ -624,6 +658,8 @@ def _deep_numbers(
     return deep
 
 # %% ../nbs/00a_pictures.ipynb #5caba382
+#| code-fold: true
+#| code-summary: "The pixels of a picture of 16 bits a channel"
 def _deep_pixels(
     picture,  # opened by Pillow
     data: bytes,  # its file
@@ -642,6 +678,8 @@ def _deep_pixels(
     return image
 
 # %% ../nbs/00a_pictures.ipynb #fa5b7c65
+#| code-fold: true
+#| code-summary: "The pixels of a JPEG, as OpenCV decodes them: the fast way"
 def _jpeg_pixels(
     data: bytes,  # a JPEG file
 ) -> np.ndarray:  # (height, width, 3) uint8, as stored
@@ -707,6 +745,8 @@ def read_image(
     return image
 
 # %% ../nbs/00a_pictures.ipynb #5b9295ec
+#| code-fold: true
+#| code-summary: "A picture as the bytes of a file with this suffix"
 def _check_rgb(image):
     "Raise `TypeError` unless `image` is (height, width, 3) uint8."
     if not isinstance(image, np.ndarray):
@@ -854,6 +894,8 @@ def _pixels(image, box):
     return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
 
 # %% ../nbs/00a_pictures.ipynb #62e0d2d5
+#| code-fold: true
+#| code-summary: "Write caption on a filled label at the top left of box"
 def _letters(image, caption):
     "Scale and thickness of a caption's letters, and its (width, height, base)."
     height, width = image.shape[:2]

@@ -119,7 +119,7 @@ const text = root.querySelector("p"), data = {data};
     def __repr__(self):
         return f"Instrument({self.title!r})"
 
-
+# %% ../nbs/12_playground.ipynb #89ffda0e
 def as_address(
     image: np.ndarray,  # (height, width, 3) uint8, RGB
     quality: int = 80,  # of the JPEG, 0…100

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EDGE_TOLERANCE', 'Record', 'DataReport', 'check_records', 'Records', 'turn_boxes', 'Entry', 'check_entry', 'finish',
-           'as_number', 'as_flag']
+           'as_number', 'as_flag', 'iou_matrix']
 
 # %% ../nbs/90e_records.ipynb #31ef2b55
 #| code-fold: true
@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from .files import _short
 from .hyperparameters import VOC_CLASSES
@@ -125,45 +126,56 @@ class DataReport:
     refused: list = field(default_factory=list)  # pictures left out
     noted: list = field(default_factory=list)  # harmless oddities
 
-    def add(
-        self,
-        kind: str,  # "dropped", "clipped", "refused" or "noted"
-        file: str,  # the culprit
-        reason: str,  # one clause
-    ):
-        """List `file` under `kind`; a strict report raises `ValueError` instead,
-        except for notes.
-        """
-        file, reason = _short(str(file), 300), _short(reason, 500)
-        if self.strict and kind != "noted":
-            where = f"{self.source}: {file}" if self.source != file else file
-            raise ValueError(f"{where}: {reason} (strict reading refuses it).")
-        getattr(self, kind).append((file, reason))
+# %% ../nbs/90e_records.ipynb #a35205c4
+@patch
+def add(
+    self: DataReport,
+    kind: str,  # "dropped", "clipped", "refused" or "noted"
+    file: str,  # the culprit
+    reason: str,  # one clause
+):
+    """List `file` under `kind`; a strict report raises `ValueError` instead,
+    except for notes.
+    """
+    file, reason = _short(str(file), 300), _short(reason, 500)
+    if self.strict and kind != "noted":
+        where = f"{self.source}: {file}" if self.source != file else file
+        raise ValueError(f"{where}: {reason} (strict reading refuses it).")
+    getattr(self, kind).append((file, reason))
 
-    def count(
-        self,
-        records: Sequence,  # of Record
-        class_names: tuple,  # label -> name
-    ):
-        "Fill in the counts from `records`; returns the report itself."
-        self.class_names = tuple(class_names)
-        self.pictures = len(records)
-        self.empty = sum(not len(r.labels) for r in records)
-        self.crowd = sum(int(r.crowd.sum()) for r in records)
-        per_class = _per_class(records, len(self.class_names))
-        self.per_class = dict(zip(self.class_names, per_class))
-        for key in ("objects", "difficult", "truncated"):
-            setattr(self, key, sum(counts[key] for counts in per_class))
-        return self
+# %% ../nbs/90e_records.ipynb #d9be750a
+@patch
+def count(
+    self: DataReport,
+    records: Sequence,  # of Record
+    class_names: tuple,  # label -> name
+):
+    "Fill in the counts from `records`; returns the report itself."
+    self.class_names = tuple(class_names)
+    self.pictures = len(records)
+    self.empty = sum(not len(r.labels) for r in records)
+    self.crowd = sum(int(r.crowd.sum()) for r in records)
+    per_class = _per_class(records, len(self.class_names))
+    self.per_class = dict(zip(self.class_names, per_class))
+    for key in ("objects", "difficult", "truncated"):
+        setattr(self, key, sum(counts[key] for counts in per_class))
+    return self
 
-    def to_json(self) -> str:
-        "The whole report as JSON text; names that are not UTF-8 are escaped."
-        return _printable(json.dumps(asdict(self), indent=1, ensure_ascii=False))
 
-    def __str__(self):
-        return _printable("\n".join([*_table(self), *_listing(self)]))
+@patch
+def to_json(self: DataReport) -> str:
+    "The whole report as JSON text; names that are not UTF-8 are escaped."
+    return _printable(json.dumps(asdict(self), indent=1, ensure_ascii=False))
 
-    __repr__ = __str__
+
+@patch
+def __str__(self: DataReport):
+    return _printable("\n".join([*_table(self), *_listing(self)]))
+
+
+@patch
+def __repr__(self: DataReport):
+    return str(self)
 
 # %% ../nbs/90e_records.ipynb #1f62ac8d
 def _per_class(records, num_classes):
@@ -529,7 +541,7 @@ def finish(
     ]
     Records.__init__(dataset, records, class_names, report)
 
-
+# %% ../nbs/90e_records.ipynb #6c4d9c99
 def _choose_names(found, given):
     "The class names: those given, or VOC's if all are, or those found, sorted."
     if given is None:
@@ -592,3 +604,30 @@ def as_flag(
     if text in ("1", "1.0", "true", "yes"):
         return True
     return None
+
+# %% ../nbs/90e_records.ipynb #e4930b62
+def _areas(
+    boxes: np.ndarray,  # (n, 4) pixels
+) -> np.ndarray:  # (n,) square pixels, 0 for a box that is turned inside out
+    "Width times height of every box."
+    width = np.maximum(boxes[:, 2] - boxes[:, 0], 0)
+    height = np.maximum(boxes[:, 3] - boxes[:, 1], 0)
+    return width * height
+
+
+def iou_matrix(
+    a: np.ndarray,  # (N, 4) boxes, pixels
+    b: np.ndarray,  # (M, 4) boxes, pixels
+) -> np.ndarray:  # (N, M) float64, between 0 and 1
+    """Intersection over union of every box of `a` with every box of `b`, in
+    float64.
+
+    Boxes without area overlap nothing.
+    """
+    a = np.asarray(a, np.float64).reshape(-1, 4)
+    b = np.asarray(b, np.float64).reshape(-1, 4)
+    left_top = np.maximum(a[:, None, :2], b[:, :2])
+    right_bottom = np.minimum(a[:, None, 2:], b[:, 2:])
+    inter = np.maximum(right_bottom - left_top, 0).prod(2)
+    union = _areas(a)[:, None] + _areas(b) - inter
+    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)

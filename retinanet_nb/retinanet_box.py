@@ -139,10 +139,22 @@ def _network(model, dtype):
     return network
 
 # %% ../nbs/04d_retinanet_box.ipynb #5e0b4d03
-def _settings(model, class_names, **given):
+def _check_free(thresholds):
+    "`ValueError` where a threshold is given beside a filter that has its own."
+    given = [name for name, value in thresholds.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{given[0]} is the filter's to decide: give a filter or thresholds,"
+            " not both"
+        )
+
+
+def _settings(model, class_names, filter, **given):
     """What a detector of `model` works with: its hyperparameters, with those of
     `given` that aren't None, and its class names.
     """
+    if filter is not None:
+        _check_free(given)
     card = model_card(model)
     h = card.hyperparameters if card else HyperParameters()
     h = h.replace(**{k: v for k, v in given.items() if v is not None})
@@ -161,18 +173,22 @@ def _settings(model, class_names, **given):
     return h, names
 
 # %% ../nbs/04d_retinanet_box.ipynb #5e0b4d05
-def _stages(images, outputs, h, class_specific_filter, nms):
+def _stages(images, outputs, h, class_specific_filter, nms, parts):
     """Boxes, scores and labels, symbolic, from symbolic pictures and the outputs
     of a training model with the hyperparameters `h`.
     """
-    anchors = Anchors(h.anchors, name="anchors")(images)
-    boxes = RegressBoxes(h.box_std, name="boxes")(
+    generator, coder, filter = parts  # each None, or somebody's own
+    anchors = Anchors(h.anchors, generator, name="anchors")(images)
+    boxes = RegressBoxes(h.box_std, h.box_coding, coder, name="boxes")(
         [anchors, outputs["regression"]]
     )
     boxes = ClipBoxes(name="clipped")([images, boxes])
     scores = keras.layers.Activation("sigmoid", name="scores", dtype="float32")(
         outputs["classification"]
     )
+    levels = None
+    if h.top_k_per_level or filter is not None:
+        levels = generator or h.anchors
     return FilterDetections(
         class_specific_filter,
         nms,
@@ -180,9 +196,11 @@ def _stages(images, outputs, h, class_specific_filter, nms):
         h.nms_threshold,
         h.pre_nms_top_k,
         h.max_detections,
+        levels,
+        filter,
         name="filter",
         dtype="float32",
-    )([boxes, scores])
+    )([boxes, scores] if levels is None else [boxes, scores, images])
 
 # %% ../nbs/04d_retinanet_box.ipynb #42338946
 def retinanet_box(
@@ -190,13 +208,16 @@ def retinanet_box(
     class_names=None,  # None: those that the model carries
     nms: bool = True,  # suppress boxes that overlap a better one
     class_specific_filter: bool = True,  # suppress within a class only
-    # the next four: None takes the model's own hyperparameters
-    score_threshold: float | None = None,
+    score_threshold: float | None = None,  # None, as below: the model's own
     nms_threshold: float | None = None,  # a better box suppresses above it
     max_detections: int | None = None,  # D
     pre_nms_top_k: int | None = None,  # candidates that enter suppression
     # "float32", "mixed_bfloat16" for speed, None: as the model computes
     dtype: str | None = "float32",
+    top_k_per_level: bool | None = None,  # so many candidates from each level
+    anchors=None,  # one's own part, in place of AnchorGenerator
+    coder=None,  # in place of box_coder; the one the model was trained with
+    filter=None,  # in place of DetectionFilter; then it decides the thresholds
 ) -> Detector:
     """The prediction model around the weights of a training model.
 
@@ -204,21 +225,23 @@ def retinanet_box(
     picture, scores (B, D) falling, labels (B, D) int32; D is `max_detections`,
     and −1 fills up. The weights are shared with `model` where it computes in
     `dtype`; a model trained in another precision is copied. Raises `ValueError`
-    where `model` isn't a RetinaNet or an argument is out of range. Source:
-    RetinaNet (Lin et al. 2017), section 4.1, "Inference".
+    for another model or a wrong argument. Source: Lin et al. 2017, section 4.1.
     """
     network = _network(model, dtype)
     h, names = _settings(
         network,
         class_names,
+        filter,
         score_threshold=score_threshold,
         nms_threshold=nms_threshold,
         max_detections=max_detections,
         pre_nms_top_k=pre_nms_top_k,
+        top_k_per_level=top_k_per_level,
     )
     images = keras.Input((None, None, 3), name="images")
     outputs = _as_dtype(network, dtype)(images)
-    found = _stages(images, outputs, h, class_specific_filter, nms)
+    parts = (anchors, coder, filter)
+    found = _stages(images, outputs, h, class_specific_filter, nms, parts)
     card = DetectorCard(h, names, name="detections", dtype="float32")
     return Detector(images, card(*found), name="retinanet_box")
 
@@ -240,12 +263,7 @@ def load_detector(
         _check_rows(inner, model.get_layer("anchors"), path)
         if not options:
             return model
-        kept = {
-            "class_names": model.class_names,
-            "dtype": None,
-            **model.get_layer("filter").options,
-        }
-        return retinanet_box(inner, **{**kept, **options})
+        return retinanet_box(inner, **{**_kept(model), **options})
     if _training_model(model) is None:
         raise ValueError(
             f"{path} holds a Keras model that isn't a RetinaNet; a file of"
@@ -254,6 +272,21 @@ def load_detector(
     detector = retinanet_box(model, **options)
     _check_rows(model, detector.get_layer("anchors"), path)
     return detector
+
+# %% ../nbs/04d_retinanet_box.ipynb #8477b2e6
+def _kept(detector):
+    "The arguments of `retinanet_box` that make a detector like this one."
+    found = detector.get_layer("filter")
+    kept = {
+        "class_names": detector.class_names,
+        "dtype": None,
+        "anchors": detector.get_layer("anchors").custom,
+        "coder": detector.get_layer("boxes").custom,
+        "filter": found.custom,
+    }
+    if found.custom is None:
+        kept |= {**found.options, "top_k_per_level": found.levels is not None}
+    return kept
 
 # %% ../nbs/04d_retinanet_box.ipynb #5e0b4e02
 def _inside(detector, path):

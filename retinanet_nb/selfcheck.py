@@ -22,21 +22,22 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+from fastcore.basics import patch
 from tqdm import tqdm
 
 from . import __version__
-from .anchors import anchors_for_shape
-from .boxes import decode_boxes, overlaps
+from .anchors import AnchorGenerator, anchors_for_shape
+from .boxes import box_coder, overlaps
 from .engine import keras, ops
 from .evaluation import evaluate, evaluate_detections
 from .mistakes import outcomes
 from .prediction import Found
-from .filtering import filter_detections
+from .filtering import DetectionFilter
 from .generator import train_generator
 from .hyperparameters import HyperParameters
 from .files import claim
 from .pictures import Fit, draw_detections, read_image, write_image
-from .targets import BACKGROUND, IGNORED, assign_targets
+from .targets import BACKGROUND, IGNORED, Matcher, assign_targets
 from .training import build_trainer, current_detector, make_optimizer
 
 # %% ../nbs/07c_selfcheck.ipynb #f426f1e7
@@ -59,6 +60,8 @@ class Stage:
         )
 
 # %% ../nbs/07c_selfcheck.ipynb #a531405c
+#| code-fold: true
+#| code-summary: "The fields of a self-check"
 @dataclass(frozen=True)
 class SelfCheck:
     """What `self_check` found:
@@ -96,64 +99,67 @@ class SelfCheck:
         "The stage called `name`."
         return next(s for s in self.stages if s.name == name)
 
-    def __str__(self):
+# %% ../nbs/07c_selfcheck.ipynb #f508a48e
+#| code-fold: true
+#| code-summary: "As text, and as JSON and back"
+@patch
+def __str__(self: SelfCheck):
+    last = f"The fault is in the stage {self.failed!r}."
+    if self.ok:
         last = (
             f"All is well: {len(self.pictures)} pictures learnt by heart in"
             f" {len(self.history)} steps."
-            if self.ok
-            else f"The fault is in the stage {self.failed!r}."
         )
-        return "\n".join([*map(str, self.stages), last])
+    return "\n".join([*map(str, self.stages), last])
 
-    def to_json(self) -> str:
-        "Everything but detections and records as JSON text."
-        return json.dumps(
-            {
-                "ok": self.ok,
-                "failed": self.failed,
-                "stages": [asdict(s) for s in self.stages],
-                "pictures": list(self.pictures),
-                "learning_rate": self.learning_rate,
-                "history": self.history,
-                "tests": self.tests,
-                "hyperparameters": json.loads(self.hyperparameters.to_json()),
-                "retinanet_nb": __version__,
-            },
-            indent=1,
-            ensure_ascii=False,
-        )
 
-    @classmethod
-    def from_json(
-        cls,
-        text: str,  # of to_json
-    ) -> "SelfCheck":
-        """The inverse of `to_json`.
+@patch
+def to_json(self: SelfCheck) -> str:
+    "Everything but detections and records as JSON text."
+    value = {
+        "ok": self.ok,
+        "failed": self.failed,
+        "stages": [asdict(s) for s in self.stages],
+        "pictures": list(self.pictures),
+        "learning_rate": self.learning_rate,
+        "history": self.history,
+        "tests": self.tests,
+        "hyperparameters": json.loads(self.hyperparameters.to_json()),
+        "retinanet_nb": __version__,
+    }
+    return json.dumps(value, indent=1, ensure_ascii=False)
 
-        Raises `ValueError` where the text is something else.
-        """
-        try:
-            v = json.loads(text)
-            return cls(
-                tuple(Stage(**s) for s in v["stages"]),
-                tuple(map(str, v["pictures"])),
-                HyperParameters.from_json(json.dumps(v["hyperparameters"])),
-                float(v["learning_rate"]),
-                tuple(dict(step) for step in v["history"]),
-                tuple((int(step), float(value)) for step, value in v["tests"]),
-            )
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            RecursionError,
-            OverflowError,
-        ) as error:
-            raise ValueError(
-                f"this is no report of a self-check: {error}"
-            ) from None
+
+def _check_of(v):
+    "A self-check from what `to_json` wrote."
+    return SelfCheck(
+        tuple(Stage(**s) for s in v["stages"]),
+        tuple(map(str, v["pictures"])),
+        HyperParameters.from_json(json.dumps(v["hyperparameters"])),
+        float(v["learning_rate"]),
+        tuple(dict(step) for step in v["history"]),
+        tuple((int(step), float(value)) for step, value in v["tests"]),
+    )
+
+
+@patch(cls_method=True)
+def from_json(
+    cls: SelfCheck,
+    text: str,  # of to_json
+) -> SelfCheck:
+    """The inverse of `to_json`.
+
+    Raises `ValueError` where the text is something else.
+    """
+    wrong = ValueError, TypeError, KeyError, RecursionError, OverflowError
+    try:
+        return _check_of(json.loads(text))
+    except wrong as error:
+        raise ValueError(f"this is no report of a self-check: {error}") from None
 
 # %% ../nbs/07c_selfcheck.ipynb #39fd62bf
+#| code-fold: true
+#| code-summary: "The pictures in turn, by the class seen least so far"
 class Chosen(list):
     """Records with `.class_names`, as the generator and the evaluation want them;
     unlike `Records` it counts nothing, so that wrong labels can get as far as
@@ -165,6 +171,24 @@ class Chosen(list):
         self.class_names = tuple(class_names)
 
 
+def _in_turn(order, labels, count):
+    """The first `count` of the pictures in `order`, each the next that shows the
+    class seen least so far.
+    """
+    left, chosen = list(order), []
+    seen = {label: 0 for i in left for label in labels[i]}
+    while left and len(chosen) < count:
+        # of classes seen equally often, the one met first
+        there = dict.fromkeys(label for i in left for label in labels[i])
+        wanted = min(there, key=seen.get)
+        i = next(i for i in left if wanted in labels[i])
+        left.remove(i)
+        chosen.append(i)
+        for label in labels[i]:
+            seen[label] += 1
+    return chosen
+
+# %% ../nbs/07c_selfcheck.ipynb #9858981b
 def choose_pictures(
     dataset,  # a sequence of Record with .class_names
     pictures: int = 8,  # how many; fewer where there are not as many with objects
@@ -179,33 +203,20 @@ def choose_pictures(
     if pictures < 1:
         raise ValueError(f"pictures must be at least 1, not {pictures!r}")
     labels = [r.labels[~(r.difficult | r.crowd)].tolist() for r in dataset]
-    left = [
-        int(i)
-        for i in np.random.default_rng(seed).permutation(len(dataset))
-        if labels[i]
-    ]
-    if not left:
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    order = [int(i) for i in order if labels[i]]
+    if not order:
         raise ValueError(
             f"none of the {len(dataset)} pictures holds an object to learn"
             " (difficult objects and crowds are none): there is nothing to"
             " check. Look at print(dataset.report)."
         )
-    seen, chosen = {label: 0 for i in left for label in labels[i]}, []
-    while left and len(chosen) < pictures:
-        # The rarest class so far that a picture is left for; of equals the one
-        # met first.
-        wanted = min(
-            dict.fromkeys(label for i in left for label in labels[i]),
-            key=seen.get,
-        )
-        i = next(i for i in left if wanted in labels[i])
-        left.remove(i)
-        chosen.append(i)
-        for label in labels[i]:
-            seen[label] += 1
+    chosen = _in_turn(order, labels, pictures)
     return Chosen([dataset[i] for i in chosen], dataset.class_names)
 
 # %% ../nbs/07c_selfcheck.ipynb #827e3274
+#| code-fold: true
+#| code-summary: "The fields of the workbench"
 # share of objects that may be out of reach before a stage fails
 TOLERATED = 0.25
 # mAP that counts as "by heart", as a share of what perfect outputs reach
@@ -229,9 +240,8 @@ class Bench:
     progress: bool = False  # a bar on standard error
     # Filled in on the way
     images: np.ndarray | None = None  # (B, H, W, 3) uint8
-    truth: dict | None = (
-        None  # {"boxes": (B, M, 4), "labels": (B, M)}, −1 padding
-    )
+    # {"boxes": (B, M, 4), "labels": (B, M)}, −1 padding
+    truth: dict | None = None
     classes: np.ndarray | None = None  # (B, N) of assign_targets
     deltas: np.ndarray | None = None  # (B, N, 4)
     # (B, N): the object that an anchor answers for, or −1
@@ -242,33 +252,41 @@ class Bench:
     tests: list = field(default_factory=list)  # (step, mAP)
     detections: list | None = None  # of the last test
 
-    def name(self, k, j) -> str:
-        "Object `j` of picture `k` in words."
-        x1, y1, x2, y2 = self.truth["boxes"][k, j].tolist()
-        return (
-            f"{self.chosen.class_names[self.truth['labels'][k, j]]} of"
-            f" {x2 - x1:.0f}×{y2 - y1:.0f} pixels on the canvas of"
-            f" {self.chosen[k].image.name}"
-        )
+# %% ../nbs/07c_selfcheck.ipynb #49c4c2c0
+#| code-fold: true
+#| code-summary: "Objects in words, and the anchors of the canvas"
+@patch
+def name(self: Bench, k, j) -> str:
+    "Object `j` of picture `k` in words."
+    x1, y1, x2, y2 = self.truth["boxes"][k, j].tolist()
+    name = self.chosen.class_names[self.truth["labels"][k, j]]
+    return (
+        f"{name} of {x2 - x1:.0f}×{y2 - y1:.0f} pixels on the canvas of"
+        f" {self.chosen[k].image.name}"
+    )
 
-    def anchors(self) -> np.ndarray:
-        return ops.convert_to_numpy(
-            anchors_for_shape(
-                self.hyperparameters.image_size, self.hyperparameters.anchors
-            )
-        )
 
-    def objects(self):
-        "(picture, object) of everything that is to be learnt."
-        return np.argwhere(self.truth["labels"] >= 0)
+@patch
+def anchors(self: Bench) -> np.ndarray:
+    "The anchors of the canvas, (N, 4)."
+    h = self.hyperparameters
+    return ops.convert_to_numpy(anchors_for_shape(h.image_size, h.anchors))
+
+
+@patch
+def objects(self: Bench):
+    "(picture, object) of everything that is to be learnt."
+    return np.argwhere(self.truth["labels"] >= 0)
 
 
 def _some(items, n=3):
-    return "; ".join(items[:n]) + (
-        f"; and {len(items) - n} more" if len(items) > n else ""
-    )
+    "The first of many sentences, and how many more there are."
+    more = f"; and {len(items) - n} more" if len(items) > n else ""
+    return "; ".join(items[:n]) + more
 
 # %% ../nbs/07c_selfcheck.ipynb #4756f741
+#| code-fold: true
+#| code-summary: "What is wrong with a record's boxes and labels, as sentences without a full stop"
 def _faults_of(record, num_classes):
     """What is wrong with a record's boxes and labels, as sentences without a full
     stop.
@@ -295,7 +313,9 @@ def _faults_of(record, num_classes):
             )
     return faults
 
-
+# %% ../nbs/07c_selfcheck.ipynb #87d5cab1
+#| code-fold: true
+#| code-summary: "What is wrong with a picture"
 def _faults_of_picture(record):
     try:
         image = read_image(record.image)
@@ -332,7 +352,9 @@ def _lost_on_the_way(b):
             )
     return faults
 
-
+# %% ../nbs/07c_selfcheck.ipynb #c7285070
+#| code-fold: true
+#| code-summary: "What to do about faults of the data"
 def _data_remedy(faults):
     "What to do about faults of the data."
     text = "Mend these annotations or pictures, or leave them out."
@@ -345,7 +367,9 @@ def _data_remedy(faults):
         text += " Labels count from 0."
     return text
 
-
+# %% ../nbs/07c_selfcheck.ipynb #c3aead0c
+#| code-fold: true
+#| code-summary: "The first stage: count the faults, then the objects"
 def check_data(bench: Bench) -> Stage:
     """Stage 1: sound boxes and labels in all records, and the chosen pictures as
     the generator gives them.
@@ -378,6 +402,8 @@ def check_data(bench: Bench) -> Stage:
     return Stage("data", True, finding)
 
 # %% ../nbs/07c_selfcheck.ipynb #5156e59d
+#| code-fold: true
+#| code-summary: "Best overlaps, and sizes that would fit"
 def _fitting_sizes(sides):
     """Five anchor sizes that begin at the smaller objects:
 
@@ -398,7 +424,9 @@ def _best_overlaps(b):
         sizes += (real[:, 2:] - real[:, :2]).tolist()
     return np.array(best), np.array(sizes).reshape(-1, 2)
 
-
+# %% ../nbs/07c_selfcheck.ipynb #ac4dd6a5
+#| code-fold: true
+#| code-summary: "What would bring the anchors nearer"
 def _anchor_sides(a):
     "The sides of the smallest and the largest square anchor, pixels."
     return a.sizes[0] * a.scales[0], a.sizes[-1] * a.scales[-1]
@@ -433,7 +461,7 @@ def _anchor_remedy(h, size, far):
         " AnchorParameters(ratios=…)."
     )
 
-
+# %% ../nbs/07c_selfcheck.ipynb #7287d4e0
 def check_anchors(bench: Bench) -> Stage:
     """Stage 2: an anchor with an IoU of at least `positive_overlap` for every
     object, up to `TOLERATED` of them.
@@ -463,6 +491,8 @@ def check_anchors(bench: Bench) -> Stage:
     return Stage("anchors", False, finding, remedy + more)
 
 # %% ../nbs/07c_selfcheck.ipynb #10255868
+#| code-fold: true
+#| code-summary: "Targets of the chosen pictures, and the boxes that the deltas lead to"
 def _assign(b):
     "Targets of the chosen pictures, and the boxes that the deltas lead to."
     h, anchors = b.hyperparameters, b.anchors()
@@ -470,13 +500,11 @@ def _assign(b):
         anchors,
         b.truth["boxes"],
         b.truth["labels"],
-        h.negative_overlap,
-        h.positive_overlap,
-        h.force_match,
-        h.box_std,
+        matcher=Matcher.of(h),
+        coder=box_coder(h),
     )
     b.deltas, b.classes = (ops.convert_to_numpy(x) for x in targets)
-    return ops.convert_to_numpy(decode_boxes(anchors, b.deltas, h.box_std))
+    return ops.convert_to_numpy(box_coder(h).decode(anchors, b.deltas))
 
 
 def _find_owners(b, decoded):
@@ -495,7 +523,9 @@ def _find_owners(b, decoded):
                 off.append((float(distance), k, int(anchor)))
     return off
 
-
+# %% ../nbs/07c_selfcheck.ipynb #e237114d
+#| code-fold: true
+#| code-summary: "The stage where targets and decoding disagree"
 def _targets_off(b, off, positives):
     "The stage where targets and decoding disagree."
     distance, k, _ = max(off)
@@ -511,7 +541,23 @@ def _targets_off(b, off, positives):
         " anchors that an object exceeds less than sixtyfold.",
     )
 
+# %% ../nbs/07c_selfcheck.ipynb #1297a675
+#| code-fold: true
+#| code-summary: "In words, the object that takes the anchors of object j"
+def _twin(b, k, j):
+    """In words, the object that takes the anchors of object `j`; empty where
+    there is none.
+    """
+    boxes, labels = b.truth["boxes"][k], b.truth["labels"][k]
+    iou = ops.convert_to_numpy(overlaps(boxes[j : j + 1], boxes))[0]
+    same = np.flatnonzero((iou > 0.9) & (labels >= 0))
+    same = same[same != j]
+    if not len(same):
+        return ""
+    name = b.chosen.class_names[labels[same[0]]]
+    return f", which is annotated twice (there also as {name})"
 
+# %% ../nbs/07c_selfcheck.ipynb #153b3b0c
 def check_targets(bench: Bench) -> Stage:
     """Stage 3: every object answered for by an anchor, and every positive anchor
     leading back to an object of its class.
@@ -544,26 +590,6 @@ def check_targets(bench: Bench) -> Stage:
         " finer anchors where objects lie closer than their cells.",
     )
 
-
-def _twin(b, k, j):
-    """In words, the object that takes the anchors of object `j`; empty where
-    there is none.
-    """
-    boxes, labels = b.truth["boxes"][k], b.truth["labels"][k]
-    same = [
-        i
-        for i in range(len(labels))
-        if i != j
-        and labels[i] >= 0
-        and float(overlaps(boxes[i : i + 1], boxes[j : j + 1])[0, 0]) > 0.9
-    ]
-    return (
-        ", which is annotated twice (there also as"
-        f" {b.chosen.class_names[labels[same[0]]]})"
-        if same
-        else ""
-    )
-
 # %% ../nbs/07c_selfcheck.ipynb #37f2a729
 def perfect_outputs(
     bench: Bench,  # after check_targets
@@ -583,24 +609,21 @@ def perfect_outputs(
         scores[k, at, b.classes[k, at]] = 0.8 + 0.1 * fit
     return b.deltas, scores
 
-
+# %% ../nbs/07c_selfcheck.ipynb #fba06594
+#| code-fold: true
+#| code-summary: "Outputs decoded, clipped, filtered and brought home: a Found for each picture"
 def _filtered(b, deltas, scores):
     "Outputs decoded, clipped, filtered and brought home: a `Found` a picture."
     h = b.hyperparameters
     H, W = h.image_size
     edges = np.array([W, H, W, H], np.float32)
-    boxes = ops.clip(decode_boxes(b.anchors(), deltas, h.box_std), 0.0, edges)
+    boxes = ops.clip(box_coder(h).decode(b.anchors(), deltas), 0.0, edges)
     # Suppression leaves one box of perfect outputs for each object, so there is
     # no need to look for many more.
     most = min(h.max_detections, 10 + 2 * b.truth["labels"].shape[1])
-    kept = filter_detections(
-        boxes,
-        scores,
-        score_threshold=h.score_threshold,
-        nms_threshold=h.nms_threshold,
-        pre_nms_top_k=h.pre_nms_top_k,
-        max_detections=most,
-    )
+    detection_filter = DetectionFilter.of(h.replace(max_detections=most))
+    sizes = AnchorGenerator(h.anchors).level_sizes(h.image_size)
+    kept = detection_filter(boxes, scores, sizes)
     found, arrays = [], [ops.convert_to_numpy(x) for x in kept]
     for record, box, score, label in zip(b.chosen, *arrays):
         size = record.height, record.width
@@ -609,52 +632,9 @@ def _filtered(b, deltas, scores):
         found.append(Found(fit.to_image(box[there]), score[there], label[there]))
     return found
 
-
-def check_filtering(bench: Bench) -> Stage:
-    """Stage 4: perfect outputs, decoded, clipped and filtered with the thresholds
-    given, must be found right.
-    """
-    b = bench
-    deltas, scores = perfect_outputs(b)
-    found = _filtered(b, deltas, scores)
-    names = b.chosen.class_names
-    report = evaluate_detections(found, b.chosen, names, coco=False)
-    b.ceiling = float(report.voc07_map)
-    judged = outcomes(found, b.chosen, score_threshold=0.0)
-    reasons = _why_missed(b, judged, scores)
-    finding = f"perfect outputs give mAP {b.ceiling:.3f}"
-    if reasons:
-        missed = sum(map(len, reasons.values()))
-        because = "; ".join(
-            f"{len(v)} because {why}, for example a {v[0]}"
-            for (why, _), v in reasons.items()
-        )
-        finding += (
-            f", with {missed} of {len(b.objects())} objects missed: {because}"
-        )
-    if b.ceiling >= GOAL:
-        return Stage("filtering", True, finding + ".")
-    remedies = dict.fromkeys(remedy for _, remedy in reasons)
-    unknown = (
-        "Scores, labels or the way back to the picture's pixels are wrong: look at"
-        " what was changed in the filtering."
-    )
-    return Stage("filtering", False, finding + ".", " ".join(remedies) or unknown)
-
-
-def _why_missed(b, results, scores):
-    "(Reason, remedy) → the missed objects in words."
-    reasons = {}
-    for k, result in enumerate(results):
-        record = b.chosen[k]
-        # the others are no targets
-        learnt = np.flatnonzero(~(record.difficult | record.crowd))
-        for j in np.flatnonzero(np.isin(learnt, result.missed)):
-            why = _reason(b, k, j, scores)
-            reasons.setdefault(why, []).append(b.name(k, j))
-    return reasons
-
-
+# %% ../nbs/07c_selfcheck.ipynb #49f79c56
+#| code-fold: true
+#| code-summary: "Why object j of picture k was missed by perfect outputs, and what to do"
 def _reason(b, k, j, scores):
     "Why object `j` of picture `k` was missed by perfect outputs, and what to do."
     h, boxes, labels = (
@@ -694,6 +674,51 @@ def _reason(b, k, j, scores):
         "Raise pre_nms_top_k: 1000 is usual.",
     )
 
+# %% ../nbs/07c_selfcheck.ipynb #96242e8f
+def _why_missed(b, results, scores):
+    "(Reason, remedy) → the missed objects in words."
+    reasons = {}
+    for k, result in enumerate(results):
+        record = b.chosen[k]
+        # the others are no targets
+        learnt = np.flatnonzero(~(record.difficult | record.crowd))
+        for j in np.flatnonzero(np.isin(learnt, result.missed)):
+            why = _reason(b, k, j, scores)
+            reasons.setdefault(why, []).append(b.name(k, j))
+    return reasons
+
+# %% ../nbs/07c_selfcheck.ipynb #8f00e6a6
+def check_filtering(bench: Bench) -> Stage:
+    """Stage 4: perfect outputs, decoded, clipped and filtered with the thresholds
+    given, must be found right.
+    """
+    b = bench
+    deltas, scores = perfect_outputs(b)
+    found = _filtered(b, deltas, scores)
+    names = b.chosen.class_names
+    report = evaluate_detections(found, b.chosen, names, coco=False)
+    b.ceiling = float(report.voc07_map)
+    judged = outcomes(found, b.chosen, score_threshold=0.0)
+    reasons = _why_missed(b, judged, scores)
+    finding = f"perfect outputs give mAP {b.ceiling:.3f}"
+    if reasons:
+        missed = sum(map(len, reasons.values()))
+        because = "; ".join(
+            f"{len(v)} because {why}, for example a {v[0]}"
+            for (why, _), v in reasons.items()
+        )
+        finding += (
+            f", with {missed} of {len(b.objects())} objects missed: {because}"
+        )
+    if b.ceiling >= GOAL:
+        return Stage("filtering", True, finding + ".")
+    remedies = dict.fromkeys(remedy for _, remedy in reasons)
+    unknown = (
+        "Scores, labels or the way back to the picture's pixels are wrong: look at"
+        " what was changed in the filtering."
+    )
+    return Stage("filtering", False, finding + ".", " ".join(remedies) or unknown)
+
 # %% ../nbs/07c_selfcheck.ipynb #a9f3c527
 def expected_focal_loss(
     classes,  # (B, N) of assign_targets
@@ -716,6 +741,8 @@ def expected_focal_loss(
     ) / max(positives, 1)
 
 # %% ../nbs/07c_selfcheck.ipynb #3915bfb9
+#| code-fold: true
+#| code-summary: "Parts of the network and their trainer"
 PARTS = ("backbone", "pyramid", "classification subnet", "regression subnet")
 
 
@@ -746,7 +773,9 @@ def _trainer(names, h, learning_rate, steps):
         ),
     )
 
-
+# %% ../nbs/07c_selfcheck.ipynb #135e6da1
+#| code-fold: true
+#| code-summary: "Pictures and truth of a step: as many as batch_size, in turn"
 def _batch(b, step):
     "Pictures and truth of a step: as many as `batch_size`, in turn."
     n, size = len(b.chosen), min(b.hyperparameters.batch_size, len(b.chosen))
@@ -777,7 +806,9 @@ _NOT_FINITE = (
     " anchor can grow to."
 )
 
-
+# %% ../nbs/07c_selfcheck.ipynb #1d49d174
+#| code-fold: true
+#| code-summary: "One step, and every weight before and after it: part → pairs of arrays"
 def _first_step(b):
     "One step, and every weight before and after it: part → pairs of arrays."
     weights = b.trainer.trainable_variables
@@ -796,7 +827,9 @@ def _moved(parts):
     total = sum(old.size for old, _ in pairs)
     return sum((old != new).sum() for old, new in pairs) / max(1, total)
 
-
+# %% ../nbs/07c_selfcheck.ipynb #c9236b4f
+#| code-fold: true
+#| code-summary: "The stage where weights broke or stood still"
 def _loss_faults(finding, parts, objects):
     "The stage where weights broke or stood still; `None` where neither happened."
     broken, still = [], []
@@ -826,7 +859,9 @@ def _loss_faults(finding, parts, objects):
         )
     return None
 
-
+# %% ../nbs/07c_selfcheck.ipynb #08bd07e7
+#| code-fold: true
+#| code-summary: "The fifth stage, in that order"
 def check_losses(bench: Bench) -> Stage:
     """Stage 5: the network as `train` builds it, one step: finite losses, near
     what the prior promises, and every part of the network moved.
@@ -865,6 +900,8 @@ def check_losses(bench: Bench) -> Stage:
     return Stage("losses", True, f"{finding}; {moved}, in all parts{but}.")
 
 # %% ../nbs/07c_selfcheck.ipynb #ca17ce39
+#| code-fold: true
+#| code-summary: "Steps and measurements"
 def _measure(b, cache, size):
     "The mAP on the chosen pictures, noted."
     detector = current_detector(b.trainer, cache)
@@ -893,7 +930,7 @@ def _by_heart(b, cache, size, every, bar):
         if not math.isfinite(losses["loss"]):
             return losses["loss"]
 
-
+# %% ../nbs/07c_selfcheck.ipynb #d9eea444
 def check_learning(bench: Bench, every: int = 10) -> Stage:
     """Stage 6: the chosen pictures by heart, measured every so many steps (after
     a hundred, each tenth more) by the mAP on them.
@@ -937,6 +974,8 @@ def _ends(b):
     return float(np.mean(losses[:n])), float(np.mean(losses[-2 * n :]))
 
 # %% ../nbs/07c_selfcheck.ipynb #c102a581
+#| code-fold: true
+#| code-summary: "The loss in use, and whether statistics are behind"
 def _loss_in_use(b):
     "The mean loss of the pictures as a network in use has it, without a step."
     size = min(b.hyperparameters.batch_size, len(b.chosen))
@@ -963,7 +1002,9 @@ def _statistics_behind(b, first, last):
         None if used < max(2 * last, last + 0.2 * first) else (used, max(momenta))
     )
 
-
+# %% ../nbs/07c_selfcheck.ipynb #f457dc05
+#| code-fold: true
+#| code-summary: "Whether the last quarter of the steps was clearly better than the one before"
 def _still_falling(losses):
     "Whether the last quarter of the steps was clearly better than the one before."
     quarter = max(1, len(losses) // 4)
@@ -981,7 +1022,9 @@ def _slow_remedy(b):
         " freeze_stages."
     )
 
-
+# %% ../nbs/07c_selfcheck.ipynb #acecab8e
+#| code-fold: true
+#| code-summary: "The stage where learning failed, with its reason"
 def _why_not_learnt(b, finding, first, last):
     "The stage where learning failed, with its reason."
     h, n = b.hyperparameters, len(b.history)
@@ -1006,7 +1049,9 @@ def _why_not_learnt(b, finding, first, last):
     tops = [float(d.scores.max()) for d in b.detections if len(d.scores)]
     return _unsure(h, finding, max(tops, default=0.0), short)
 
-
+# %% ../nbs/07c_selfcheck.ipynb #f5752c46
+#| code-fold: true
+#| code-summary: "The stage where the loss has fallen, by how sure the network is of anything"
 def _unsure(h, finding, top, short):
     "The stage where the loss has fallen, by how sure the network is of anything."
     if top > max(h.score_threshold, 0.3):
@@ -1032,6 +1077,8 @@ def _unsure(h, finding, top, short):
     )
 
 # %% ../nbs/07c_selfcheck.ipynb #2df45c6d
+#| code-fold: true
+#| code-summary: "Arguments, and the stages in order"
 def _check_arguments(hyperparameters, **numbers):
     "Raise `ValueError` that names the argument which makes no sense."
     for name, value in numbers.items():
@@ -1062,7 +1109,23 @@ STAGES = {
     "learning": check_learning,
 }
 
+# %% ../nbs/07c_selfcheck.ipynb #5e50bf0a
+#| code-fold: true
+#| code-summary: "All stages on a bench, as a SelfCheck"
+def _checked(bench):
+    "All stages on a bench, as a `SelfCheck`."
+    return SelfCheck(
+        _run_stages(bench),
+        tuple(str(r.image) for r in bench.chosen),
+        bench.hyperparameters,
+        bench.learning_rate,
+        tuple(bench.history),
+        tuple(bench.tests),
+        bench.detections,
+        bench.chosen,
+    )
 
+# %% ../nbs/07c_selfcheck.ipynb #60d74463
 def self_check(
     # a sequence of Record with .class_names: your own
     dataset,
@@ -1088,35 +1151,23 @@ def self_check(
     h = hyperparameters
     _check_arguments(h, steps=steps, learning_rate=learning_rate, seconds=seconds)
     chosen = choose_pictures(dataset, pictures, h.seed)
+    bench = Bench(
+        dataset, h, chosen, steps, learning_rate=learning_rate, progress=progress
+    )
     with ExitStack() as stack:
         ours = None
         if folder is not None:  # before any work
             ours = stack.enter_context(claim(folder, _check_names(chosen)))
-        bench = Bench(
-            dataset,
-            h,
-            chosen,
-            steps,
-            learning_rate=learning_rate,
-            progress=progress,
-        )
         if seconds is not None:
             bench.deadline = time.monotonic() + seconds
-        check = SelfCheck(
-            _run_stages(bench),
-            tuple(str(r.image) for r in bench.chosen),
-            h,
-            learning_rate,
-            tuple(bench.history),
-            tuple(bench.tests),
-            bench.detections,
-            bench.chosen,
-        )
+        check = _checked(bench)
         if ours is not None:
             _write_check(check, ours)
     return check
 
 # %% ../nbs/07c_selfcheck.ipynb #4648590a
+#| code-fold: true
+#| code-summary: "The curves"
 def plot_check(
     check: SelfCheck,  # that got as far as the losses
 ):  # a matplotlib figure
@@ -1156,48 +1207,37 @@ def plot_check(
     )
     return figure
 
-
+# %% ../nbs/07c_selfcheck.ipynb #e148518e
+#| code-fold: true
+#| code-summary: "A picture with truth and detections"
 def draw_pair(
     record,  # Record
     # what was detected, with .boxes, .scores, .labels; None: nothing to show
     found,
     class_names,  # label → name
+    score_threshold: float = 0.3,  # lower scores are left out
 ) -> np.ndarray:  # (h, w, 3) uint8
-    """A picture with its annotations and, to the right, with its detections from
-    a score of 0.3.
-    """
+    "A picture with its annotations and, to the right, with its detections."
     image = read_image(record.image)
     scale = max(1, round(320 / max(image.shape[:2])))
-    large = (
-        cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-        if scale > 1
-        else image
-    )
-    sound = np.isfinite(record.boxes).all(1)
-    panels = [
-        draw_detections(
-            large,
-            record.boxes[sound] * scale,
-            None,
-            record.labels[sound],
-            class_names,
+    if scale > 1:
+        image = cv2.resize(
+            image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC
         )
-    ]
-    if found is not None:
-        panels += [
-            np.full((large.shape[0], 6, 3), 255, np.uint8),
-            draw_detections(
-                large,
-                found.boxes * scale,
-                found.scores,
-                found.labels,
-                class_names,
-                0.3,
-            ),
-        ]
-    return np.concatenate(panels, axis=1)
+    sound = np.isfinite(record.boxes).all(1)
+    boxes, labels = record.boxes[sound] * scale, record.labels[sound]
+    truth = draw_detections(image, boxes, None, labels, class_names)
+    if found is None:
+        return truth
+    boxes, gap = found.boxes * scale, np.full((len(image), 6, 3), 255, np.uint8)
+    detected = draw_detections(
+        image, boxes, found.scores, found.labels, class_names, score_threshold
+    )
+    return np.concatenate([truth, gap, detected], axis=1)
 
-
+# %% ../nbs/07c_selfcheck.ipynb #ec8093ab
+#| code-fold: true
+#| code-summary: "Writing the check into its folder"
 def _check_names(records):
     "The files that a check of these pictures writes."
     names = [f"{k}-{Path(r.image).stem}.jpg" for k, r in enumerate(records, 1)]

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from fastcore.basics import patch
 
 from .pictures import write_image
 
@@ -71,6 +72,8 @@ def _mix(a, b, t):
     return a + (b - a) * t[..., None]
 
 # %% ../nbs/00b_shapes.ipynb #2f1bd19f
+#| code-fold: true
+#| code-summary: "The colours of a ball's six stripes, (6, 3)"
 _STRONG = (
     (214, 40, 40),
     (29, 92, 184),
@@ -95,7 +98,7 @@ def _stripes(rng):
         four = [_color(*strong), white] * 2
     return np.stack(four * 2)[:6]
 
-
+# %% ../nbs/00b_shapes.ipynb #47e3092c
 def _ball(u, v, light, rng):
     "A beach ball: six stripes that meet at a cap, on a sphere turned at random."
     r2 = u * u + v * v
@@ -118,44 +121,38 @@ def _ball(u, v, light, rng):
     rgb = rgb * (0.42 + 0.66 * lit)[..., None] + (0.65 * lit**36)[..., None]
     return rgb, (np.sqrt(r2) - 1)
 
+# %% ../nbs/00b_shapes.ipynb #2add88a9
+#| code-fold: true
+#| code-summary: "A brick seen from above: a slab with a lit edge and three holes"
+_CLAYS = (
+    (178, 74, 52),
+    (158, 62, 48),
+    (196, 98, 66),
+    (140, 70, 58),
+    (190, 120, 86),
+)
+
 
 def _brick(u, v, light, rng):
     "A brick seen from above: a slab with a lit edge and three holes."
     a, b, corner = 0.91, rng.uniform(0.4, 0.47), 0.05
     qx, qy = np.abs(u) - a + corner, np.abs(v) - b + corner
-    d = (
-        np.hypot(np.maximum(qx, 0), np.maximum(qy, 0))
-        + np.minimum(np.maximum(qx, qy), 0)
-        - corner
-    )
-    base = _color(
-        *_pick(
-            rng,
-            (
-                (178, 74, 52),
-                (158, 62, 48),
-                (196, 98, 66),
-                (140, 70, 58),
-                (190, 120, 86),
-            ),
-        )
-    ) * rng.uniform(0.92, 1.08)
+    outside = np.hypot(np.maximum(qx, 0), np.maximum(qy, 0))
+    d = outside + np.minimum(np.maximum(qx, qy), 0) - corner
+    base = _color(*_pick(rng, _CLAYS)) * rng.uniform(0.92, 1.08)
     n = u.shape[0]
-    grain = (
-        _noise(rng, *u.shape, max(1.0, n / 60)) * 0.09
-        + _noise(rng, *u.shape, max(2.0, n / 9)) * 0.07
-    )
+    fine = _noise(rng, *u.shape, max(1.0, n / 60)) * 0.09
+    grain = fine + _noise(rng, *u.shape, max(2.0, n / 9)) * 0.07
     normal = np.where(qx > qy, np.sign(u) * light[0], np.sign(v) * light[1])
     rgb = base * (1 + grain + 0.34 * normal * _step(-0.09, d, 0.02))[..., None]
     for x in (-0.5, 0, 0.5):
         hole = np.hypot(u - x, v) - 0.155
         wall = np.clip(0.5 - ((u - x) * light[0] + v * light[1]) * 2.2, 0, 1)
-        rgb = _mix(
-            rgb, base * (0.16 + 0.30 * wall)[..., None], _step(0, -hole, 0.03)
-        )
+        dark = base * (0.16 + 0.30 * wall)[..., None]
+        rgb = _mix(rgb, dark, _step(0, -hole, 0.03))
     return rgb, d
 
-
+# %% ../nbs/00b_shapes.ipynb #ce429762
 _LEAVES = (
     (62, 140, 52),
     (92, 164, 60),
@@ -171,37 +168,39 @@ def _leaf(u, v, light, rng):
     # 0 at the stem's end of the blade, 1 at the tip
     t = np.clip((u + 0.72) / 1.70, 0, 1)
     width = (
-        rng.uniform(0.44, 0.54)
-        * np.clip(np.sin(np.pi * t**0.85), 0, 1) ** 0.9
-        * (1.08 - 0.25 * t)
+        rng.uniform(0.44, 0.54) * np.clip(np.sin(np.pi * t**0.85), 0, 1) ** 0.9
     )
+    width = width * (1.08 - 0.25 * t)
     bend = rng.uniform(-0.10, 0.10)
     w = v - bend * (1 - u * u)
     saw = 0.03 * (np.abs((t * 11) % 1 - 0.5) - 0.25) * (width > 0.1)
     blade = (np.abs(w) - width - saw) * 0.88
-    blade = np.where(
-        (u < -0.72) | (u > 0.98),
-        np.maximum(blade, np.maximum(-0.72 - u, u - 0.98)),
-        blade,
-    )
+    ends = np.maximum(-0.72 - u, u - 0.98)
+    blade = np.where(ends > 0, np.maximum(blade, ends), blade)
     stem = np.hypot(np.maximum(np.abs(u + 0.83) - 0.13, 0), w) - 0.045
     base = _color(*_pick(rng, _LEAVES))
     rib = _step(0, 0.026 + 0.02 * (1 - t) - np.abs(w), 0.03)
     phase = (t - np.abs(w) * 0.42) * 7.5
-    side = (
-        _step(0, 0.075 - np.abs(phase % 1 - 0.5), 0.08) * (t > 0.04) * (blade < 0)
-    )
+    side = _step(0, 0.075 - np.abs(phase % 1 - 0.5), 0.08)
+    side = side * (t > 0.04) * (blade < 0)
     fold = np.where(w * (1 if light[1] > 0 else -1) > 0, 1.10, 0.84)
-    rgb = (
-        base
-        * (fold + _noise(rng, *u.shape, max(2.0, u.shape[0] / 12)) * 0.10)[
-            ..., None
-        ]
-    )
+    grain = _noise(rng, *u.shape, max(2.0, u.shape[0] / 12)) * 0.10
+    rgb = base * (fold + grain)[..., None]
     vein = np.clip(base * 1.25 + 0.22, 0, 1)
     rgb = _mix(rgb, vein, np.maximum(rib, side * 0.75))
     rgb = _mix(rgb, base * 0.62, _step(0, -stem, 0.02) * (blade > 0))
     return rgb, np.minimum(blade, stem)
+
+# %% ../nbs/00b_shapes.ipynb #51f419ac
+#| code-fold: true
+#| code-summary: "A starfish: five rounded arms, raised along their middle, with pale knobs"
+_SKINS = (
+    (240, 124, 40),
+    (224, 84, 70),
+    (232, 96, 140),
+    (150, 92, 180),
+    (244, 170, 60),
+)
 
 
 def _starfish(u, v, light, rng):
@@ -215,46 +214,31 @@ def _starfish(u, v, light, rng):
     tip = np.hypot(np.maximum(along - 0.90, 0), across) - 0.085 * fat - 0.012
     d = np.where(along < 0.90, (across - half) * 0.95, tip)
     d = np.minimum(d, r - 0.33)
-    base = _color(
-        *_pick(
-            rng,
-            (
-                (240, 124, 40),
-                (224, 84, 70),
-                (232, 96, 140),
-                (150, 92, 180),
-                (244, 170, 60),
-            ),
-        )
-    )
+    base = _color(*_pick(rng, _SKINS))
     ridge = np.clip(1 - across / half, 0, 1)
     lift = (u * light[0] + v * light[1]) / r * (1 - ridge) * 0.16
     rgb = base * (0.70 + 0.42 * ridge + lift)[..., None]
     knob = np.hypot((along * 6.5) % 1 - 0.5, across * 6.5) - 0.27
-    rgb = _mix(
-        rgb,
-        np.clip(base * 0.5 + 0.5, 0, 1),
-        _step(0, -knob, 0.16) * (along > 0.1),
-    )
-    return rgb, d
+    pale = np.clip(base * 0.5 + 0.5, 0, 1)
+    return _mix(rgb, pale, _step(0, -knob, 0.16) * (along > 0.1)), d
+
+# %% ../nbs/00b_shapes.ipynb #ed9add42
+#| code-fold: true
+#| code-summary: "A wheel: tyre with tread, bright rim, hub, and spokes that one sees through"
+_METALS = (
+    (208, 212, 218),
+    (222, 226, 230),
+    (232, 190, 60),
+    (200, 60, 50),
+    (70, 130, 190),
+)
 
 
 def _wheel(u, v, light, rng):
     "A wheel: tyre with tread, bright rim, hub, and spokes that one sees through."
     r, angle = np.hypot(u, v) + 1e-6, np.arctan2(v, u)
     spokes = int(rng.integers(5, 9))
-    metal = _color(
-        *_pick(
-            rng,
-            (
-                (208, 212, 218),
-                (222, 226, 230),
-                (232, 190, 60),
-                (200, 60, 50),
-                (70, 130, 190),
-            ),
-        )
-    )
+    metal = _color(*_pick(rng, _METALS))
     tread = 0.018 * (np.cos(angle * 26) > 0)
     tyre = np.abs(r - 0.845) - 0.155 + tread * (r > 0.9)
     rim = np.abs(r - 0.655) - 0.055
@@ -264,18 +248,12 @@ def _wheel(u, v, light, rng):
     hub = r - 0.19
     d = np.minimum(np.minimum(tyre, rim), np.minimum(spoke, hub))
     facing = (u * light[0] + v * light[1]) / r
-    rubber = (
-        _color(46, 47, 52)
-        * (
-            1
-            + 0.55 * facing * np.sin((r - 0.70) / 0.30 * np.pi)
-            + 0.5 * _step(0.03, 0.05 - np.abs(r - 0.80), 0.02)
-        )[..., None]
-    )
+    round_ = 0.55 * facing * np.sin((r - 0.70) / 0.30 * np.pi)
+    groove = 0.5 * _step(0.03, 0.05 - np.abs(r - 0.80), 0.02)
+    rubber = _color(46, 47, 52) * (1 + round_ + groove)[..., None]
     bright = metal * (0.86 + 0.26 * facing)[..., None]
-    bright = _mix(
-        bright, metal * 1.12, _step(0, 0.02 - across, 0.03) * (r < 0.62)
-    )
+    ridge = _step(0, 0.02 - across, 0.03) * (r < 0.62)
+    bright = _mix(bright, metal * 1.12, ridge)
     bright = _mix(bright, metal * 0.45, _step(0, 0.02 - np.abs(r - 0.19), 0.03))
     bright = _mix(bright, metal * 0.40, _step(0, 0.07 - r, 0.03))
     return _mix(bright, rubber, _step(0.70, r, 0.02)), d
@@ -321,6 +299,15 @@ def _sprite(
     )
     return x0, y0, rgb, cover
 
+# %% ../nbs/00b_shapes.ipynb #1dee252d
+def _clip(x0, y0, n, H, W):
+    "The slices of a canvas and of an n×n patch at (x0, y0) where the two meet."
+    xa, ya = max(x0, 0), max(y0, 0)
+    xb, yb = max(0, min(x0 + n, W)), max(0, min(y0 + n, H))
+    canvas = slice(ya, yb), slice(xa, xb)
+    patch = slice(ya - y0, yb - y0), slice(xa - x0, xb - x0)
+    return (canvas, patch), (xb - xa, yb - ya)
+
 
 def _overlay(canvas, x0, y0, rgb, cover, shadow=0.45):
     """Lay a sprite with its shadow onto `canvas` (H, W, 3), in place; returns the
@@ -343,20 +330,6 @@ def _overlay(canvas, x0, y0, rgb, cover, shadow=0.45):
     mask = np.zeros((H, W), bool)
     mask[a] = cover[b] >= 0.5
     return mask
-
-
-def _clip(x0, y0, n, H, W):
-    "The slices of a canvas and of an n×n patch at (x0, y0) where the two meet."
-    xa, ya, xb, yb = (
-        max(x0, 0),
-        max(y0, 0),
-        max(0, min(x0 + n, W)),
-        max(0, min(y0 + n, H)),
-    )
-    return (
-        (slice(ya, yb), slice(xa, xb)),
-        (slice(ya - y0, yb - y0), slice(xa - x0, xb - x0)),
-    ), (xb - xa, yb - ya)
 
 # %% ../nbs/00b_shapes.ipynb #de163f0d
 def _sand(h, w, rng):
@@ -383,7 +356,9 @@ def _grass(h, w, rng):
     )
     return base * (1 + blades)[..., None] * (np.array([1, 1, 0.9], np.float32))
 
-
+# %% ../nbs/00b_shapes.ipynb #30690f27
+#| code-fold: true
+#| code-summary: "The wood, and the seams of wood and tiles"
 def _wood(h, w, rng):
     base = _color(
         *_pick(
@@ -416,7 +391,9 @@ def _seam(row):
     edge[1:] = row[1:] != row[:-1]
     return edge
 
-
+# %% ../nbs/00b_shapes.ipynb #8306ef29
+#| code-fold: true
+#| code-summary: "The sky"
 def _sky(h, w, rng):
     y = np.linspace(0, 1, h, dtype=np.float32)[:, None]
     top, low = (
@@ -431,7 +408,9 @@ def _sky(h, w, rng):
     )
     return _mix(rgb, _color(250, 250, 252), np.clip(cloud * 0.9 - 0.1, 0, 0.85))
 
-
+# %% ../nbs/00b_shapes.ipynb #cbd33d7c
+#| code-fold: true
+#| code-summary: "The tiles"
 def _tiles(h, w, rng):
     y, x = np.mgrid[:h, :w].astype(np.float32)
     side = min(h, w) * rng.uniform(0.2, 0.36)
@@ -474,32 +453,26 @@ def _water(h, w, rng):
         + (0.10 * np.clip(wave - 1.1, 0, 1))[..., None]
     )
 
+# %% ../nbs/00b_shapes.ipynb #7df230fe
+#| code-fold: true
+#| code-summary: "The paper"
+_PAPERS = (
+    (236, 226, 208),
+    (206, 220, 226),
+    (226, 208, 214),
+    (208, 222, 200),
+    (196, 196, 206),
+)
+
 
 def _paper(h, w, rng):
     y, x = np.mgrid[:h, :w].astype(np.float32)
-    a, b = (
-        _color(
-            *_pick(
-                rng,
-                (
-                    (236, 226, 208),
-                    (206, 220, 226),
-                    (226, 208, 214),
-                    (208, 222, 200),
-                    (196, 196, 206),
-                ),
-            )
-        )
-        for _ in range(2)
-    )
+    a, b = (_color(*_pick(rng, _PAPERS)) for _ in range(2))
     way = rng.uniform(0, 2 * np.pi)
     t = (x / w - 0.5) * np.cos(way) + (y / h - 0.5) * np.sin(way) + 0.5
-    return (
-        _mix(np.broadcast_to(a, (h, w, 3)), b * 0.84, np.clip(t, 0, 1))
-        * (1 + 0.025 * _noise(rng, h, w, 1) + 0.03 * _noise(rng, h, w, 12))[
-            ..., None
-        ]
-    )
+    rgb = _mix(np.broadcast_to(a, (h, w, 3)), b * 0.84, np.clip(t, 0, 1))
+    speckle, stains = _noise(rng, h, w, 1), _noise(rng, h, w, 12)
+    return rgb * (1 + 0.025 * speckle + 0.03 * stains)[..., None]
 
 
 _GROUNDS = dict(
@@ -512,7 +485,7 @@ _GROUNDS = dict(
     paper=_paper,
 )
 
-
+# %% ../nbs/00b_shapes.ipynb #14c7f3d0
 def _ground(name, size, rng):
     """The ground called `name`, (h, w, 3) float32 0…1, a little darker towards
     one side.
@@ -540,18 +513,13 @@ class ShapeObject:
 
     label: int  # its place in SHAPE_CLASSES
     name: str  # its class
-    box: (
-        np.ndarray
-    )  # (4,) float32: x1, y1, x2, y2, the tight extent of mask, pixels
+    # (4,) float32: x1, y1, x2, y2, the tight extent of mask, pixels
+    box: np.ndarray
     truncated: bool  # the picture's edge cuts it off
     difficult: bool  # less than a third of it can be seen
     visible: float  # the part of it that can be seen, 0…1
-    mask: (
-        np.ndarray
-        # (H, W) bool: its pixels inside the picture, also those that another
-        # thing
-        # covers
-    )
+    # (H, W) bool: its pixels inside the picture, also those that another covers
+    mask: np.ndarray
 
 # %% ../nbs/00b_shapes.ipynb #68a3ca49
 class _Scene:
@@ -589,29 +557,51 @@ class _Scene:
         self.things.append([name, area, mask, mask.copy()])
         return True
 
-    def finish(self):
-        "The picture (H, W, 3) uint8, and its `ShapeObject`s."
-        noise = self.rng.normal(0, 0.008, self.canvas.shape[:2]).astype(
-            np.float32
-        )[..., None]
-        image = np.rint(np.clip(self.canvas + noise, 0, 1) * 255).astype(np.uint8)
-        return image, [self._object(*thing) for thing in self.things]
+# %% ../nbs/00b_shapes.ipynb #2e35a4f0
+#| code-fold: true
+#| code-summary: "What the masks say of a thing"
+@patch
+def finish(self: _Scene):
+    "The picture (H, W, 3) uint8, and its `ShapeObject`s."
+    noise = self.rng.normal(0, 0.008, self.canvas.shape[:2])
+    canvas = self.canvas + noise.astype(np.float32)[..., None]
+    image = np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
+    return image, [_object(*thing) for thing in self.things]
 
-    def _object(self, name, area, mask, seen):
-        ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float32)
-        visible = float(seen.sum() / area)
-        return ShapeObject(
-            SHAPE_CLASSES.index(name),
-            name,
-            box,
-            bool(mask.sum() < area),
-            visible < 1 / 3,
-            visible,
-            mask,
-        )
+
+def _object(name, area, mask, seen):
+    "What the masks say of a thing."
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float32)
+    visible = float(seen.sum() / area)
+    return ShapeObject(
+        SHAPE_CLASSES.index(name),
+        name,
+        box,
+        bool(mask.sum() < area),
+        visible < 1 / 3,
+        visible,
+        mask,
+    )
 
 # %% ../nbs/00b_shapes.ipynb #d0e6178a
+#| code-fold: true
+#| code-summary: "Place a random thing of this radius in a random spot"
+def _try_to_place(scene, radius):
+    "Place a random thing of this radius in a random spot; False where none is free."
+    rng, (H, W) = scene.rng, scene.size
+    name = _pick(rng, SHAPE_CLASSES)
+    # how far the circle may stick out of the picture
+    out = 0.7 * radius if rng.random() < 0.25 else -radius
+    low, high = np.full(2, -out), np.array([W, H]) + out
+    center = rng.uniform(np.minimum(low, high), np.maximum(low, high))
+    # now and then, let things be mostly hidden
+    least = 0.12 if rng.random() < 0.35 else 0.6
+    angle = rng.uniform(0, 2 * np.pi)
+    squeeze = rng.uniform(0.72, 1.0) if name == "wheel" else 1.0
+    return scene.place(name, center, radius, angle, squeeze, least)
+
+# %% ../nbs/00b_shapes.ipynb #d93fbd6a
 def draw_scene(
     # a whole number, a sequence of them, or a NumPy Generator
     seed,
@@ -621,11 +611,9 @@ def draw_scene(
 
     The same seed gives the same picture.
     """
-    rng = (
-        seed
-        if isinstance(seed, np.random.Generator)
-        else np.random.default_rng(seed)
-    )
+    rng = seed
+    if not isinstance(seed, np.random.Generator):
+        rng = np.random.default_rng(seed)
     H, W = size = tuple(int(s) for s in size)
     if min(size) < 32:
         raise ValueError(
@@ -640,23 +628,7 @@ def draw_scene(
     if rng.random() < 0.7:
         radii = np.sort(radii)[::-1]
     for radius in radii:
-        for _ in range(6):
-            name = _pick(rng, SHAPE_CLASSES)
-            # how far the circle may stick out of the picture
-            out = 0.7 * radius if rng.random() < 0.25 else -radius
-            low, high = np.full(2, -out), np.array([W, H]) + out
-            center = rng.uniform(np.minimum(low, high), np.maximum(low, high))
-            # now and then, let things be mostly hidden
-            least = 0.12 if rng.random() < 0.35 else 0.6
-            if scene.place(
-                name,
-                center,
-                radius,
-                rng.uniform(0, 2 * np.pi),
-                rng.uniform(0.72, 1.0) if name == "wheel" else 1.0,
-                least,
-            ):
-                break
+        any(_try_to_place(scene, radius) for _ in range(6))
     return scene.finish()
 
 # %% ../nbs/00b_shapes.ipynb #01e77e32
@@ -689,6 +661,8 @@ def recurring_picture() -> (
     )
 
 # %% ../nbs/00b_shapes.ipynb #f1fac167
+#| code-fold: true
+#| code-summary: "The text of a VOC annotation"
 def _annotation(filename, size, objects):
     """The text of a VOC annotation.
 
@@ -722,7 +696,9 @@ def _annotation(filename, size, objects):
         ]
     return "\n".join(lines + ["</annotation>", ""])
 
-
+# %% ../nbs/00b_shapes.ipynb #4113d3b6
+#| code-fold: true
+#| code-summary: "Picture and annotation of every job"
 def _draw_files(part, jobs, size):
     """Picture and annotation of every job (seed, number of the split, number of
     the picture, name).
@@ -734,7 +710,9 @@ def _draw_files(part, jobs, size):
             _annotation(f"{name}.jpg", image.shape[:2], objects)
         )
 
-
+# %% ../nbs/00b_shapes.ipynb #8f68e257
+#| code-fold: true
+#| code-summary: "Every workers-th job in a process of its own"
 def _draw_in_parallel(part, jobs, size, workers):
     """Every `workers`-th job in a process of its own; plain interpreters, because
     a fork or a re-import of the caller's script may do more than draw.
@@ -775,7 +753,9 @@ def _draw_in_parallel(part, jobs, size, workers):
                 helper.kill()
             helper.wait()
 
-
+# %% ../nbs/00b_shapes.ipynb #13d48045
+#| code-fold: true
+#| code-summary: "Draw all splits into a folder that nobody sees yet, and list them"
 def _fill(part, counts, size, seed, workers):
     "Draw all splits into a folder that nobody sees yet, and list them."
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
@@ -792,7 +772,27 @@ def _fill(part, counts, size, seed, workers):
         list_file = part / "ImageSets" / "Main" / f"{split}.txt"
         list_file.write_text("".join(f"{name}\n" for name in lines))
 
+# %% ../nbs/00b_shapes.ipynb #6d76d00b
+#| code-fold: true
+#| code-summary: "Makes root at once, with what fill draws into a hidden folder beside it"
+def _appear(root, recipe, fill):
+    "Makes `root` at once, with what `fill` draws into a hidden folder beside it."
+    root.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(
+        tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".tmp", dir=root.parent)
+    )
+    try:
+        fill(part)
+        (part / "shapes.json").write_text(recipe)
+        part.chmod(0o755)  # mkdtemp makes a private one
+        if root.exists():
+            root.rmdir()
+        os.replace(part, root)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
 
+# %% ../nbs/00b_shapes.ipynb #4c4c231e
 def make_shapes(
     root,  # the directory to make
     train: int = 800,  # pictures in each split
@@ -812,15 +812,12 @@ def make_shapes(
     that already holds the same data set is left as it is. Raises
     `FileExistsError` where `root` holds anything else.
     """
-    root = Path(root)
+    root, size = Path(root), [int(s) for s in size]
     counts = dict(train=int(train), val=int(val), test=int(test))
     if min(counts.values()) < 0:
         raise ValueError(f"the number of pictures must not be negative: {counts}")
-    recipe = json.dumps(
-        dict(version=1, **counts, size=[int(s) for s in size], seed=int(seed)),
-        sort_keys=True,
-    )
-    note = root / "shapes.json"
+    recipe = dict(version=1, **counts, size=size, seed=int(seed))
+    recipe, note = json.dumps(recipe, sort_keys=True), root / "shapes.json"
     if note.is_file() and note.read_text() == recipe:
         return root
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -828,18 +825,6 @@ def make_shapes(
             f"{root} exists and does not hold this very data set; remove it or"
             " choose another directory"
         )
-    root.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(
-        tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".tmp", dir=root.parent)
-    )
-    try:
-        _fill(part, counts, [int(v) for v in size], int(seed), workers)
-        (part / "shapes.json").write_text(recipe)
-        part.chmod(0o755)  # mkdtemp makes a private one
-        if root.exists():
-            root.rmdir()
-        os.replace(part, root)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    fill = lambda part: _fill(part, counts, size, int(seed), workers)
+    _appear(root, recipe, fill)
     return root

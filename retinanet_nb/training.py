@@ -27,7 +27,8 @@ import numpy as np
 from tqdm import tqdm
 
 from . import __version__
-from .anchors import anchors_for_shape
+from .anchors import AnchorGenerator, read_part
+from .boxes import box_coder
 from .engine import keras, ops
 from .evaluation import evaluate
 from retinanet_nb.files import (
@@ -50,7 +51,7 @@ from .records import check_records
 from .resnet50 import BACKBONES
 from .retinanet import model_card, read_model, retinanet_model
 from .retinanet_box import retinanet_box
-from .targets import assign_targets
+from .targets import Matcher, assign_targets
 
 # %% ../nbs/07b_training.ipynb #66f3440b
 class _Total(keras.losses.Loss):
@@ -61,14 +62,18 @@ class _Total(keras.losses.Loss):
     def call(self, y_true, y_pred):
         return ops.reshape(y_pred, (1,))
 
-# %% ../nbs/07b_training.ipynb #e0b35c1f
-class _DetectionLosses(keras.Model):
-    "A model with its two losses; `RetinaNetTrainer` makes a trainer of it."
+# %% ../nbs/07b_training.ipynb #ba60fd2c
+class _Parts(keras.Model):
+    "A model, its hyperparameters, and the parts that make targets for it."
 
     def __init__(
         self,
         model: keras.Model,  # of retinanet_model
         hyperparameters=None,  # None: those that the model carries
+        # parts of one's own; None: those that the hyperparameters describe
+        anchors=None,  # in place of AnchorGenerator
+        coder=None,  # in place of box_coder
+        matcher=None,  # in place of Matcher
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -76,14 +81,27 @@ class _DetectionLosses(keras.Model):
         if hyperparameters is None:
             hyperparameters = card.hyperparameters if card else HyperParameters()
         self.model, self.hyperparameters = model, hyperparameters
-        self.focal_loss = focal_loss(hyperparameters.alpha, hyperparameters.gamma)
-        self.smooth_l1_loss = smooth_l1_loss(hyperparameters.sigma)
-        self.total = _Total(name="total")
-        self.classification_mean = keras.metrics.Mean("classification")
-        self.box_mean = keras.metrics.Mean("box")
+        self.custom = [read_part(part) for part in (anchors, coder, matcher)]
+        anchors, coder, matcher = self.custom
+        self.anchors = anchors or AnchorGenerator(hyperparameters.anchors)
+        self.coder = coder or box_coder(hyperparameters)
+        self.matcher = matcher or Matcher.of(hyperparameters)
 
     def call(self, images, training=None):
         return self.model(images, training=training)
+
+# %% ../nbs/07b_training.ipynb #e0b35c1f
+class _DetectionLosses(_Parts):
+    "A model with its two losses; `RetinaNetTrainer` makes a trainer of it."
+
+    def __init__(self, model, hyperparameters=None, **kwargs):
+        super().__init__(model, hyperparameters, **kwargs)
+        h = self.hyperparameters
+        self.focal_loss = focal_loss(h.alpha, h.gamma)
+        self.smooth_l1_loss = smooth_l1_loss(h.sigma)
+        self.total = _Total(name="total")
+        self.classification_mean = keras.metrics.Mean("classification")
+        self.box_mean = keras.metrics.Mean("box")
 
     def losses_of(
         self,
@@ -92,23 +110,49 @@ class _DetectionLosses(keras.Model):
         outputs,  # of the model
     ) -> tuple:  # (classification, box), two scalars
         "The two losses of a batch."
-        h = self.hyperparameters
-        anchors = anchors_for_shape(ops.shape(images)[1:3], h.anchors)
         deltas, classes = assign_targets(
-            anchors,
+            self.anchors(ops.shape(images)[1:3]),
             truth["boxes"],
             truth["labels"],
-            h.negative_overlap,
-            h.positive_overlap,
-            h.force_match,
-            h.box_std,
+            matcher=self.matcher,
+            coder=self.coder,
         )
         box = self.smooth_l1_loss(classes, deltas, outputs["regression"])
         return self.focal_loss(classes, outputs["classification"]), box
 
+# %% ../nbs/07b_training.ipynb #d82c8fbe
+class _Saved(_DetectionLosses):
+    "The same, into a configuration and back."
+
+    def get_config(self):
+        names = ("anchors", "coder", "matcher")
+        parts = {
+            name: keras.saving.serialize_keras_object(part)
+            for name, part in zip(names, self.custom)
+            if part is not None
+        }
+        return {
+            "model": keras.saving.serialize_keras_object(self.model),
+            "hyperparameters": self.hyperparameters.to_json(),
+            **parts,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        parts = {
+            k: v
+            for k, v in config.items()
+            if k not in ("model", "hyperparameters")
+        }
+        return cls(
+            keras.saving.deserialize_keras_object(config["model"]),
+            HyperParameters.from_json(config["hyperparameters"]),
+            **parts,
+        )
+
 # %% ../nbs/07b_training.ipynb #d94e61b7
 @keras.saving.register_keras_serializable("retinanet_nb")
-class RetinaNetTrainer(_DetectionLosses):
+class RetinaNetTrainer(_Saved):
     """A training model with its losses: batches of `train_generator` go in, `fit`
     does the rest.
 
@@ -133,19 +177,6 @@ class RetinaNetTrainer(_DetectionLosses):
         if self.losses:
             total = total + super().compute_loss()
         return total
-
-    def get_config(self):
-        return {
-            "model": keras.saving.serialize_keras_object(self.model),
-            "hyperparameters": self.hyperparameters.to_json(),
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(
-            keras.saving.deserialize_keras_object(config["model"]),
-            HyperParameters.from_json(config["hyperparameters"]),
-        )
 
 # %% ../nbs/07b_training.ipynb #1625f8b7
 def learning_rate_schedule(

@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -60,10 +61,13 @@ def source(cell):
 
 def directives(cell):
     "The `#|` lines at the top of a code cell: `{'export': '', 'label': 'fig-x', …}`; Quarto's options as YAML gives them."
-    if cell["cell_type"] != "code":
-        return {}
+    return dict(_directives(source(cell))) if cell["cell_type"] == "code" else {}
+
+
+@lru_cache(None)  # a cell is asked many times, and YAML takes its time
+def _directives(text):
     found, options = {}, []
-    for line in source(cell).splitlines():
+    for line in text.splitlines():
         if not line.strip():
             continue
         match = re.match(r"#\s?\|(.*)", line)
@@ -76,7 +80,7 @@ def directives(cell):
             word, _, rest = text.strip().partition(" ")
             found[word] = rest.strip()
     try:
-        found.update(yaml.safe_load("\n".join(options)) or {})
+        found.update(yaml.safe_load("\n".join(options)) or {} if options else {})
     except yaml.YAMLError as error:
         found["broken"] = str(error).splitlines()[0]
     return found
@@ -240,23 +244,25 @@ def check(root=ROOT):
     return problems + check_sidebar(root)
 
 
+def sidebar_pages(root, contents):
+    "The pages that a part of the sidebar lists, in their order."
+    nbs = Path(root) / "nbs"
+    if isinstance(contents, str) and "*" in contents:  # Quarto puts in what the pattern finds, by name
+        return sorted(p.relative_to(nbs).as_posix() for p in nbs.glob(contents))
+    if isinstance(contents, str):
+        return [contents]
+    if isinstance(contents, dict):
+        own = [contents["href"]] if "href" in contents else []
+        return own + sidebar_pages(root, contents.get("contents", []))
+    return [page for part in contents for page in sidebar_pages(root, part)]
+
+
 def check_sidebar(root=ROOT):
     "Every page stands once in the sidebar of `_quarto.yml`, and every entry there is a page."
     root = Path(root)
     config = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))
 
-    def entries(node):
-        if isinstance(node, str):
-            yield node
-        elif isinstance(node, list):
-            for item in node:
-                yield from entries(item)
-        elif isinstance(node, dict):
-            if "href" in node:
-                yield node["href"]
-            yield from entries(node.get("contents", []))
-
-    listed = list(entries(config["website"]["sidebar"]["contents"]))
+    listed = sidebar_pages(root, config["website"]["sidebar"]["contents"])
     links = [
         e["href"]
         for side in ("left", "right")
@@ -297,6 +303,11 @@ def process(root=ROOT):
     return printed
 
 
+def shown_docs(cell):
+    "The outputs of a processed cell that documents a function."
+    return [o for o in cell.get("outputs", []) if "show_doc(" in source(cell) and "data" in o]
+
+
 def check_processed(root=ROOT):
     "Faults of `_proc`: a page that is missing, that has no title or an error in it."
     root, problems = Path(root), []
@@ -310,6 +321,15 @@ def check_processed(root=ROOT):
         front = source(cells[0]) if cells and cells[0]["cell_type"] == "raw" else ""
         if "title:" not in front or "output-file:" not in front:
             problems.append(f"{name}: has no title after processing")
+        if "description:" not in front:
+            problems.append(f"{name}: has no description after processing")
+        signatures = "".join(
+            "".join(o["data"].get("text/markdown", "")) for c in cells for o in shown_docs(c)
+        )
+        problems += [
+            f"{name}: a signature that tells nothing: {found}"
+            for found in re.findall(r"\*args, \*\*kwargs|\w+:\w* ?<.*>", signatures)
+        ]
         problems += [
             f"{name}: an error stands in its outputs"
             for c in cells
@@ -321,12 +341,15 @@ def check_processed(root=ROOT):
 
 def docs(root=ROOT):
     "Check and process the book, and render it where Quarto is found. Returns the exit status: 1 where a check fails."
+    import website
+
     root = Path(root)
     print(f"Checking {len(notebooks(root))} pages: figures, references, links, sidebar")
-    problems = check(root)
+    problems = check(root) + website.check(root)
     if not problems:
         print("Processing the notebooks with nbdev into _proc")
         printed = process(root).strip()
+        website.finish(root)
         problems = check_processed(root) + ([f"nbdev complained:\n{printed}"] if printed else [])
     if problems:
         print(*problems, f"{len(problems)} fault(s); nothing was rendered", sep="\n")
@@ -366,13 +389,22 @@ def docs(root=ROOT):
 # --- README.md and constraints.txt -----------------------------------------------------------------------------------
 
 
-def relink(text):
-    "Markdown from `nbs/` as it must read one folder up: relative links get their `nbs/`."
+def address(page):
+    "Where the page of a notebook, named from `nbs/`, stands on the site."
+    folder, _, stem = page.removesuffix(".ipynb").rpartition("/")
+    return posixpath.join(folder, re.sub(r"^\d+[a-zA-Z0-9]*_", "", stem) + ".html")
+
+
+def relink(text, site):
+    "Markdown from `nbs/` as it must read one folder up: links to pages lead to the site, and to the notebook beside it."
 
     def fix(match):
         target = match[3]
         if target.startswith("#") or re.match(r"[a-z]+:", target):
             return match[0]
+        page, sign, place = target.partition("#")
+        if page.endswith(".ipynb"):
+            return f"[{match[2]}]({site}/{address(page)}{sign}{place}) ([notebook](nbs/{page}))"
         return match[0].replace(f"({target}", f"({posixpath.normpath(posixpath.join('nbs', target))}", 1)
 
     return "".join(part if k % 2 else LINK.sub(fix, part) for k, part in enumerate(FENCE.split(text)))
@@ -383,14 +415,21 @@ def readme(root=ROOT):
     import nbformat
     from nbconvert import MarkdownExporter
 
+    config = yaml.safe_load((Path(root) / "_quarto.yml").read_text(encoding="utf-8"))
+    site = config["website"]["site-url"]
     nb = nbformat.read(Path(root) / "nbs/index.ipynb", 4)
     nb.metadata["language_info"] = {"name": "python"}  # colours on GitHub
     nb.cells, alts = [c for c in nb.cells if not is_hidden(c)], {}
     for k, cell in enumerate(nb.cells):
         if cell.cell_type == "markdown":
-            cell.source = relink(cell.source)
+            cell.source = re.sub(r" \(@fig-[\w-]+\)", "", cell.source)  # GitHub numbers no figures
+            cell.source = re.sub(r"@fig-[\w-]+", "the picture above", relink(cell.source, site))
         else:
-            alts[k] = str(directives(cell).get("fig-alt", "picture"))
+            options = directives(cell)
+            alts[k] = str(options.get("fig-alt", "picture"))
+            if options.get("echo") is False:
+                cell.source = ""
+                continue
             cell.source = re.sub(r"\A(?:#\s?\|.*\n?)+", "", cell.source).strip()
     text, resources = MarkdownExporter().from_notebook_node(
         nb, {"unique_key": "README", "output_files_dir": "README_files"}
@@ -400,6 +439,7 @@ def readme(root=ROOT):
         lambda m: f"![{alts.get(int(m[2]), 'picture')}]({m[1]}",
         text,
     )
+    text = re.sub(r"```python\n\s*```\n", "", text)  # of cells that show their picture only
     note = "<!-- made from nbs/index.ipynb by `make readme`: edit the notebook -->\n\n"
     return note + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", dict(resources.get("outputs") or {})
 
@@ -477,7 +517,9 @@ def result(name, run, report, machine, minutes, *commands, root=ROOT):
 if __name__ == "__main__":
     command = sys.argv[1] if len(sys.argv) > 1 else "check"
     if command == "check":
-        faults = check()
+        import website
+
+        faults = check() + website.check()
         print(*faults, f"{len(notebooks())} pages, {len(faults)} fault(s)", sep="\n")
         sys.exit(bool(faults))
     elif command == "docs":

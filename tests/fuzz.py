@@ -43,19 +43,30 @@ LONGEST = 1000  # characters of a message
 FOLDERS = ("devset", "outfolder", "myrun")  # that a case may be about, as a file
 # kind of case: how many of a thousand
 KINDS = {
-    "voc": 170,
+    "voc": 150,
     "split": 80,
-    "coco": 190,
+    "coco": 170,
     "csv": 120,
     "mapping": 40,
-    "picture": 230,
+    "yolo": 50,
+    "picture": 200,
     "model": 50,
+    "pth": 20,
     "config": 50,
     "hyperparameters": 30,
     "selfcheck": 5,
     "manifest": 30,
     "run": 5,
 }
+# what a kind needs; without it the kind is left out
+NEEDS = {
+    "yolo": ("retinanet_nb/formats.py", "class YOLODataset"),
+    "pth": ("tests/torchvision_reference.py", "def write_pth"),
+}
+for kind, (file, words) in NEEDS.items():
+    file = Path(__file__).resolve().parent.parent / file
+    if not file.exists() or words not in file.read_text(encoding="utf-8"):
+        del KINDS[kind]
 
 
 class Failure(Exception):
@@ -551,6 +562,60 @@ def case_csv(rng, case, home):
     return lambda: CSVDataset(case / "table.csv", names), check_records
 
 
+YAML = """# drawn by hand
+path: .
+train: images/train
+val: [images/train]
+nc: 2
+names:
+  0: cat
+  1: a dog
+"""
+LINES = "0 0.5 0.5 0.25 0.5\n1 0.25 0.125 0.25 0.25\n1 0.1 0.1 0.4 0.1 0.4 0.6\n"
+
+
+def case_yolo(rng, case, home):
+    from retinanet_nb.formats import YOLODataset
+
+    pictures, labels = case / "images" / "train", case / "labels" / "train"
+    put_pictures(pictures, home)
+    labels.mkdir(parents=True)
+    for i in range(2):  # the third picture has no objects
+        (labels / f"p{i}.txt").write_text(LINES)
+    (case / "data.yaml").write_text(YAML)
+    path, text = (case / "data.yaml", YAML) if rng.random() < 0.4 else (labels / "p0.txt", LINES)
+    data = mutate_text(rng, text) if rng.random() < 0.75 else mutate_bytes(rng, text.encode())
+    path.write_bytes(data)
+    split = rng.choice(("train", "val"))
+    return lambda: YOLODataset(case / "data.yaml", split), check_records
+
+
+def case_pth(rng, case, home):
+    import numpy as np
+    from retinanet_nb.weights import read_pth
+    from torchvision_reference import write_pth
+
+    path, state = case / "weights.pth", {"a.weight": np.ones((3, 2), np.float32), "b.num": np.arange(2)}
+    write_pth(path, state)
+    if rng.random() < 0.5:
+        path.write_bytes(mutate_bytes(rng, path.read_bytes()))
+    else:  # the archive is whole, and one of its files is not
+        with zipfile.ZipFile(path) as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+        name = rng.choice(sorted(files))
+        files[name] = mutate_bytes(rng, files[name])
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+
+    def check(arrays):
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray) or array.nbytes > 1e6:
+                raise Failure(f"{name!r} is {type(array).__name__}")
+
+    return lambda: read_pth(path), check
+
+
 def case_mapping(rng, case, home):
     from retinanet_nb.formats import CSVDataset
 
@@ -834,7 +899,7 @@ def case_selfcheck(rng, case, home):
 
 
 def case_manifest(rng, case, home):
-    from retinanet_nb.files import MANIFEST, claim
+    from retinanet_nb.files import JOURNAL, MANIFEST, claim
 
     folder = case / "outfolder"
     folder.mkdir()
@@ -859,6 +924,13 @@ def case_manifest(rng, case, home):
     elif how < 0.75:
         data = mutate_json(rng, value)
     (folder / MANIFEST).write_bytes(data)
+    if rng.random() < 0.5:  # and a process was killed here
+        rows = [("ours.txt", None), ("ours.txt", digest), ("cat.jpg", None), ("../outside.txt", digest)]
+        rows = rng.sample(rows, rng.randint(0, 4)) + [(None, digest), (["x"], 1)][: rng.randint(0, 2)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        how = rng.random()
+        data = mutate_bytes(rng, text.encode()) if how < 0.3 else text.encode()
+        (folder / JOURNAL).write_bytes(mutate_text(rng, text) if how > 0.7 else data)
 
     def use():
         with claim(folder, ["ours.txt", "new.txt"], [r"pictures/page-\d+\.jpg", r".*outside\.txt"]) as mine:

@@ -1,9 +1,11 @@
-"""What several test files need: the small network, pictures drawn with a few lines, another process."""
+"""What several test files need: the small network, pictures drawn with a few lines, another process, a server."""
 
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +143,55 @@ def archive_text(path):
 
     with zipfile.ZipFile(path) as z:
         return z.namelist(), json.dumps(json.loads(z.read("config.json")))
+
+
+class Server:
+    """Serves one body under every path of `url`; `cuts` are the numbers of bytes after which the first replies break off.
+
+    `asked` holds what was asked for: paths and ranges.
+    """
+
+    def __init__(self, body, cuts=(), ranges=True, status=200, length=True, shift=0):
+        outer = self
+        self.asked, cuts = [], list(cuts)
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                asked = self.headers.get("Range")
+                outer.asked.append((self.path, asked))
+                if status != 200:
+                    return self.send_error(status)
+                start = int(asked[6:-1]) if asked and ranges else 0
+                if start >= len(body):
+                    return self.send_error(416)
+                rest = body[start:]
+                self.send_response(206 if asked and ranges else 200)
+                if length:
+                    self.send_header("Content-Length", str(len(rest)))
+                if asked and ranges and shift:
+                    self.send_header("Content-Range", f"bytes {start + shift}-{len(body) - 1}/{len(body)}")
+                self.send_header("Connection", "close")
+                self.end_headers()
+                self.wfile.write(rest[: cuts.pop(0)] if cuts else rest)
+                self.close_connection = True
+
+            def log_message(self, *args):
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+
+    @property
+    def ranges(self):
+        "The ranges that were asked for, None for the whole."
+        return [asked for _, asked in self.asked]
+
+    def __enter__(self):
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.http.shutdown()
+        self.http.server_close()

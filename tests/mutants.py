@@ -7,9 +7,10 @@
 The known tools start a process for every mutant (cosmic-ray) or leave decorated functions and classes alone (mutmut);
 importing Keras takes seconds, and half of the code in question is decorated. So here one process imports the engine and
 collects the tests, and a child forked from it before any operation has run takes each mutant.
-Only the tests of the module run that call the function in question, the quick ones first; the first failure ends a child. NumPy is Keras's engine unless
-`--engine` says otherwise: tests that it fails (gradients, compiled graphs) are left out, so what survives there is run
-again with `--engine tensorflow --only …`.
+Only the tests run that reach the line in question, as a first run over the sound module notes; first the one that
+killed the mutant before in the same function, then the quick ones; the first failure ends a child. A first round spends
+`--budget` seconds on a mutant, a second one gives the survivors all other tests that reach them. NumPy is Keras's engine unless `--engine` says otherwise: tests that it
+fails (gradients, compiled graphs) are left out, so what survives there is run again with `--engine tensorflow --only …`.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import ast
 import contextlib
 import copy
 import functools
+import gc
 import inspect
 import json
 import os
@@ -88,11 +90,15 @@ def changes(node):
                 yield f"no {name} bound", lambda n, name=name: setattr(n, name, None)
     elif isinstance(node, ast.Call):
         yield from _call_changes(node)
-    elif isinstance(node, ast.Return) and node.value is not None:
+    elif isinstance(node, ast.Return) and not (node.value is None or _is_none(node.value)):
         yield "return None", lambda n: setattr(n, "value", ast.Constant(None))
     elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         for i, d in enumerate(node.decorator_list):
             yield f"without @{ast.unparse(d)[:40]}", lambda n, i=i: n.decorator_list.pop(i)
+
+
+def _is_none(node):
+    return isinstance(node, ast.Constant) and node.value is None
 
 
 def _call_changes(node):
@@ -216,13 +222,39 @@ def _is_own(value, module, name):
     )
 
 
-def functions(source):
-    """First line of every function of a module and of every method of its classes, first line of its body, last line."""
+def places(source):
+    """For every line of a module: the name of its function ("" outside of any), and the lines of which a test must run one
+    to notice a change there; None where every test may notice it.
+    """
+    found = {}
+
+    def visit(body, name):
+        for node in body:
+            inner = [b for b in (getattr(node, f, None) for f in ("body", "orelse", "finalbody")) if b]
+            inner += [h.body for h in getattr(node, "handlers", ())]
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+            last = min([node.end_lineno, *(b[0].lineno - 1 for b in inner)])
+            lines = range(first, max(first, last) + 1)
+            within = name
+            if isinstance(node, ast.FunctionDef):  # a default, a decorator: whoever calls the function
+                within = f"{name}.{node.name}" if name else node.name
+                need = range(node.body[0].lineno, node.end_lineno + 1)
+            elif isinstance(node, ast.ClassDef):
+                within, need = node.name, None
+            else:
+                need = lines if in_function(name) else None
+            found.update((line, (within, need)) for line in lines)
+            for b in inner:
+                visit(b, within)
+
     tree = ast.parse(source)
-    holders = [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))]
-    found = [n for holder in holders for n in holder.body if isinstance(n, ast.FunctionDef)]
-    starts = [min([n.lineno, *(d.lineno for d in n.decorator_list)]) for n in found]
-    return [(start, n.body[0].lineno, n.end_lineno) for start, n in zip(starts, found)]
+    classes = {n.name for n in tree.body if isinstance(n, ast.ClassDef)}
+
+    def in_function(name):
+        return name and name not in classes
+
+    visit(tree.body, "")
+    return found
 
 
 class Mutation:
@@ -231,7 +263,8 @@ class Mutation:
     def __init__(self, module, options):
         self.module, self.options = module, options
         self.path = ROOT / "retinanet_nb" / f"{module}.py"
-        self.failed, self.seconds, self.calls, self.survivors = set(), {}, {}, []
+        self.failed, self.seconds, self.lines, self.survivors = set(), {}, {}, []
+        self.killers = {}  # function → the test that killed a mutant of it last
 
     def pytest_runtest_logreport(self, report):
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0) + report.duration
@@ -267,62 +300,116 @@ class Mutation:
             with self.noting(item.nodeid if code is None else None):
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.failed and code is not None:
+                self.options.notes.write_text(item.nodeid)
                 return 1
         if code is None:
-            calls = {k: sorted(v) for k, v in self.calls.items()}
-            self.options.notes.write_text(json.dumps([sorted(self.failed), self.seconds, calls]))
+            lines = {k: sorted(v) for k, v in self.lines.items()}
+            self.options.notes.write_text(json.dumps([sorted(self.failed), self.seconds, lines]))
         return 0
 
     @contextlib.contextmanager
     def noting(self, test):
-        """Note the first line of every function of the module that a test calls."""
-        seen, name = self.calls.setdefault(test, set()), str(self.path)
+        """Note every line of the module that a test runs, in any thread."""
+        seen, name = self.lines.setdefault(test, set()), str(self.path)
 
-        def note(frame, event, _):
-            if event == "call" and frame.f_code.co_filename == name:
-                seen.add(frame.f_code.co_firstlineno)
+        def line(frame, event, _):
+            seen.add(frame.f_lineno)
+            return line
+
+        def call(frame, event, _):
+            if frame.f_code.co_filename == name:
+                return line(frame, event, _)
 
         if test is not None:
-            sys.setprofile(note), threading.setprofile(note)
+            threading.settrace(call), sys.settrace(call)
         try:
             yield
         finally:
-            sys.setprofile(None), threading.setprofile(None)
+            sys.settrace(None), threading.settrace(None)
+
+    def sound(self, items):
+        """Run the tests once with the sound module; those to use, the quick ones first, and what each takes and reaches."""
+        started = time.time()
+        # a process that a test starts reads the sound module
+        items = [i for i in items if "subprocess" not in inspect.getsource(i.function)]
+        assert self.fork(items, None, 900) == 0, "the tests could not be run"
+        failed, seconds, lines = json.loads(self.options.notes.read_text())
+        failed += [t for t, s in seconds.items() if s > self.options.slowest and t not in failed]
+        items = sorted((i for i in items if i.nodeid not in failed), key=lambda i: seconds[i.nodeid])
+        took = time.time() - started
+        print(f"{self.module}: {len(items)} tests, {len(failed)} left out, {took:.0f} s", flush=True)
+        return items, seconds, {test: set(some) for test, some in lines.items()}
+
+    def fitting(self, items, seconds, lines, place):
+        """The tests that reach a place, the last killer of its function first."""
+        function, need = place
+        reach = [i for i in items if need is None or not lines[i.nodeid].isdisjoint(need)]
+        likely = self.killers.get(function)
+        return sorted(reach, key=lambda i: i.nodeid != likely or seconds[i.nodeid] > 1)
+
+    def split(self, tests, seconds):
+        """The tests that fit into the budget, one at least, and the others."""
+        spent, n = 0, 0
+        while n < len(tests) and (n == 0 or spent + seconds[tests[n].nodeid] <= self.options.budget):
+            spent += seconds[tests[n].nodeid]
+            n += 1
+        return tests[:n], tests[n:]
+
+    def killed(self, tests, code, seconds, function):
+        """Whether one of the tests fails with the mutant; which one is remembered."""
+        if not tests:
+            return False
+        status = self.fork(tests, code, 10 + 8 * sum(seconds[i.nodeid] for i in tests))
+        if status == 1:
+            self.killers[function] = self.options.notes.read_text()
+        return status != 0
 
     def pytest_runtestloop(self, session):
         started = time.time()
-        # a process that a test starts reads the sound module
-        items = [i for i in session.items if "subprocess" not in inspect.getsource(i.function)]
-        assert self.fork(items, None, 900) == 0, "the tests could not be run"
-        failed, seconds, calls = json.loads(self.options.notes.read_text())
-        sound = time.time() - started
-        failed += [t for t, s in seconds.items() if s > self.options.slowest and t not in failed]
-        items = sorted((i for i in items if i.nodeid not in failed), key=lambda i: seconds[i.nodeid])
-        print(f"{self.module}: {len(items)} tests, {len(failed)} left out, {sound:.0f} s", flush=True)
-        whole = functions(self.path.read_text())
-        found, lines = list(mutants(self.path.read_text())), self.path.read_text().splitlines()
-        for count, number in enumerate(self.options.only or range(0, len(found), self.options.every)):
-            if count % 25 == 0 < count:
-                print(f"  … {count} at {time.time() - started:.0f} s", flush=True)
+        items, seconds, lines = self.sound(session.items)
+        source = self.path.read_text()
+        found, text_of, place_of = list(mutants(source)), source.splitlines(), places(source)
+        numbers = self.options.only or range(0, len(found), self.options.every)
+        gc.collect(), gc.freeze()  # children share the memory
+        counts, alive = {}, []
+        for count, number in enumerate(numbers):
+            if count % 100 == 0 < count:
+                print(f"  … {count} at {time.time() - started:.0f} s, {len(alive)} alive", flush=True)
             line, text, make = found[number]
             code = compile(ast.unparse(ast.fix_missing_locations(make())), str(self.path), "exec")
-            # a default may be read without a call
-            first, _, last = next((span for span in whole if span[1] <= line <= span[2]), (0, 0, 0))
-            fitting = [i for i in items if first == 0 or any(first <= n <= last for n in calls[i.nodeid])]
-            limit = 20 + 5 * sum(seconds[i.nodeid] for i in fitting)
-            if self.fork(fitting, code, limit) == 0:
-                self.survivors.append(number)
-                print(
-                    f"  {number:4} survives, line {line}: {text}    | {lines[line - 1].strip()[:70]}",
-                    flush=True,
-                )
-        ran, left = len(self.options.only or found[:: self.options.every]), len(self.survivors)
+            function = place_of[line][0]
+            first, rest = self.split(self.fitting(items, seconds, lines, place_of[line]), seconds)
+            dead = self.killed(first, code, seconds, function)
+            if not dead:
+                alive.append((number, code, rest, bool(first)))
+            tried, killed = counts.get(function, (0, 0))
+            counts[function] = tried + 1, killed + dead
+        print(
+            f"  … {len(alive)} alive at {time.time() - started:.0f} s; now with all their tests", flush=True
+        )
+        for number, code, rest, reached in alive:
+            line, text, _ = found[number]
+            function = place_of[line][0]
+            if self.killed(rest, code, seconds, function):
+                counts[function] = counts[function][0], counts[function][1] + 1
+                continue
+            self.survivors.append(number)
+            how = "survives" if reached else "is reached by no test"
+            print(
+                f"  {number:4} {how}, line {line}: {text}    | {text_of[line - 1].strip()[:70]}", flush=True
+            )
+        self.tell(counts, len(numbers), time.time() - started)
+        return True
+
+    def tell(self, counts, ran, seconds):
+        """The score of every function and of the module."""
+        print("  tried and killed: " + ", ".join(f"{f or 'outside'} {n}/{k}" for f, (n, k) in counts.items()))
+        left = len(self.survivors)
         print(
             f"{self.module}: {ran - left} of {ran} mutants killed ({1 - left / ran:.1%}) on {self.options.engine}"
-            f" in {time.time() - started:.0f} s; survivors: {' '.join(map(str, self.survivors))}",
+            f" in {seconds:.0f} s; survivors: {' '.join(map(str, self.survivors))}",
             flush=True,
         )
-        return True
 
 
 def score(module, options):
@@ -351,6 +438,12 @@ def main():
     parser.add_argument("--list", action="store_true", help="list the mutants and run nothing")
     parser.add_argument("--every", type=int, default=1, help="take every N-th mutant")
     parser.add_argument("--slowest", type=float, default=60, help="leave out tests that take more seconds")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=1.5,
+        help="seconds of tests in the first round; what lives gets the rest",
+    )
     parser.add_argument("--tests", default="", help="only tests with such names, as pytest's -k")
     parser.add_argument("--engine", default="numpy", choices=("numpy", "tensorflow", "jax"))
     options = parser.parse_args()

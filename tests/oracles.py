@@ -217,3 +217,30 @@ def detect(logits, deltas, height, width, std=BOX_STD, anchor_options=None, **op
     boxes = [clip(decode_all(anchor_boxes, d, std), height, width) for d in deltas]
     scores = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
     return filter_batch(boxes, scores, **options)
+
+
+def torchvision_anchors(height, width, sizes=SIZES, ratios=RATIOS):
+    """Anchors by torchvision's rule: whole sides, whole corners, whole strides, around the cells' corners.
+
+    `height` and `width` are those of the picture; torchvision pads it to a multiple of 32 first.
+    """
+    padded = [-(-n // 32) * 32 for n in (height, width)]
+    boxes = []
+    for size, stride in zip(sizes, STRIDES):
+        rows, columns = -(-height // stride), -(-width // stride)
+        down, across = padded[0] // rows, padded[1] // columns
+        for row in range(rows):
+            for column in range(columns):
+                for ratio in ratios:
+                    for side in (size, int(size * 2 ** (1 / 3)), int(size * 2 ** (2 / 3))):
+                        # Python rounds a half to the even number, as torchvision's engine does
+                        w, h = round(side / math.sqrt(ratio) / 2), round(side * math.sqrt(ratio) / 2)
+                        x, y = column * across, row * down
+                        boxes.append((x - w, y - h, x + w, y + h))
+    return np.array(boxes, np.float64)
+
+
+def encode_corners(anchor, box, std):
+    """One box as its edges' distances from the anchor's, in widths and heights of the anchor (keras-retinanet)."""
+    sides = (anchor[2] - anchor[0], anchor[3] - anchor[1]) * 2
+    return [(b - a) / side / s for a, b, side, s in zip(anchor, box, sides, std)]

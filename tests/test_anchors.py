@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 import oracles
 from helpers import numpy
-from retinanet_nb.anchors import anchors_for_shape
+from retinanet_nb.anchors import AnchorGenerator, Anchors, anchors_for_shape
 from retinanet_nb.hyperparameters import AnchorParameters
 
 
@@ -95,3 +95,64 @@ def test_count_and_symmetry(height, width):
     turned = numpy(anchors_for_shape((width, height)))[:, [1, 0, 3, 2]]
     order = lambda boxes: boxes[np.lexsort(np.round(boxes.astype("float64"), 1).T)]
     np.testing.assert_allclose(order(found), order(turned), atol=2e-3)
+
+
+TORCHVISION = AnchorParameters(offset=0, whole_pixels=True)
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (800, 1088), (1333, 800), (100, 130), (33, 31)])
+def test_anchors_as_torchvision_lays_them(shape):
+    found = numpy(anchors_for_shape(shape, TORCHVISION))
+    np.testing.assert_array_equal(found, oracles.torchvision_anchors(*shape))
+
+
+def test_torchvision_anchors_by_hand():
+    found = numpy(anchors_for_shape((800, 800), TORCHVISION))
+    np.testing.assert_array_equal(found[:3], [[-23, -11, 23, 11], [-28, -14, 28, 14], [-35, -18, 35, 18]])
+    np.testing.assert_array_equal(found[3:6], [[-16, -16, 16, 16], [-20, -20, 20, 20], [-25, -25, 25, 25]])
+    last = found[-9:].reshape(9, 2, 2).mean(1)
+    np.testing.assert_array_equal(
+        last, [[684, 684]] * 9
+    )  # the seventh cell of P7, 800 // 7 = 114 pixels apart
+
+
+@given(st.floats(0, 1), st.integers(1, 300), st.integers(1, 300))
+@settings(max_examples=25, deadline=None)
+def test_the_offset_moves_every_anchor_by_so_many_strides(offset, height, width):
+    shape, moved = (height, width), AnchorParameters(offset=offset)
+    sizes = AnchorGenerator(moved).level_sizes(shape)
+    away = np.repeat(np.array(moved.strides) * (offset - 0.5), sizes)[:, None]
+    np.testing.assert_allclose(
+        numpy(anchors_for_shape(shape, moved)), numpy(anchors_for_shape(shape)) + away, atol=1e-3
+    )
+
+
+def test_level_sizes_add_up_and_the_layer_takes_another_generator():
+    shape = (100, 130)
+    sizes = AnchorGenerator().level_sizes(shape)
+    assert sizes == [9 * n for n in (13 * 17, 7 * 9, 4 * 5, 2 * 3, 1 * 2)]
+    assert sum(sizes) == len(anchors_for_shape(shape))
+    other = AnchorGenerator(TORCHVISION)
+    layer = Anchors(generator=other)
+    np.testing.assert_array_equal(
+        numpy(layer(np.zeros((1, *shape, 3), "uint8")))[0], numpy(anchors_for_shape(shape, TORCHVISION))
+    )
+    assert layer.compute_output_shape((None, *shape, 3)) == (1, sum(sizes), 4)
+    assert Anchors.from_config(Anchors(TORCHVISION).get_config()).parameters == TORCHVISION
+
+
+@pytest.mark.parametrize(
+    "wrong", [dict(offset=-0.1), dict(offset=1.1), dict(offset=None), dict(whole_pixels=1)]
+)
+def test_wrong_fields_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=f"AnchorParameters.{next(iter(wrong))}"):
+        AnchorParameters(**wrong)
+
+
+def test_whole_pixels_may_not_round_an_anchor_to_nothing():
+    sizes = (1, 4, 8, 16, 32)
+    with pytest.raises(ValueError, match="to nothing"):
+        AnchorParameters(sizes=sizes, whole_pixels=True)
+    assert AnchorParameters(sizes=sizes).sizes == sizes
+    smallest = AnchorParameters(sizes=(2, *sizes[1:]), whole_pixels=True)
+    assert (np.diff(numpy(anchors_for_shape((8, 8), smallest)).reshape(-1, 2, 2), axis=1) > 0).all()

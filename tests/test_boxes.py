@@ -9,7 +9,17 @@ from hypothesis.extra.numpy import arrays
 
 import oracles
 from helpers import numpy
-from retinanet_nb.boxes import decode_boxes, encode_boxes, overlaps
+from retinanet_nb.anchors import Part
+from retinanet_nb.boxes import (
+    CenterCoder,
+    CornerCoder,
+    RegressBoxes,
+    box_coder,
+    decode_boxes,
+    encode_boxes,
+    overlaps,
+)
+from retinanet_nb.hyperparameters import HyperParameters
 
 whole = st.integers(0, 60)
 
@@ -160,3 +170,59 @@ def test_leading_dimensions():
     one = numpy(encode_boxes(anchor_boxes[0], boxes[0]))
     assert one.shape == (4,)
     np.testing.assert_allclose(one, flat[0], rtol=1e-6, atol=1e-6)
+
+
+# ---- coders
+
+
+def test_corner_coding_by_hand():
+    anchor, box = np.array([0, 0, 64, 32], "float32"), np.array([-16, 8, 80, 32], "float32")
+    deltas = numpy(CornerCoder().encode(anchor, box))
+    np.testing.assert_allclose(deltas, [-1.25, 1.25, 1.25, 0], atol=1e-6)
+    np.testing.assert_allclose(numpy(CornerCoder().decode(anchor, deltas)), box, atol=1e-4)
+
+
+@pytest.mark.parametrize("std", [(0.2,) * 4, (1, 1, 1, 1), (0.05, 0.3, 0.1, 0.5)])
+def test_corner_coding_against_a_loop(std):
+    rng = np.random.default_rng(0)
+    anchors, boxes = boxes_of(rng, 300, smallest=8), boxes_of(rng, 300)
+    wanted = [oracles.encode_corners(a, b, std) for a, b in zip(anchors.astype(float), boxes.astype(float))]
+    np.testing.assert_allclose(numpy(CornerCoder(std).encode(anchors, boxes)), wanted, rtol=1e-4, atol=1e-4)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([CenterCoder, CornerCoder]), st.floats(0.05, 2))
+@settings(max_examples=30, deadline=None)
+def test_every_coder_undoes_itself(seed, kind, std):
+    rng = np.random.default_rng(seed)
+    coder = kind((std, std / 2, std, 2 * std))
+    # (2, 1, 20, 4) with (3, 20, 4): leading dimensions that broadcast
+    anchors = boxes_of(rng, 40, smallest=8, largest=256).reshape(2, 1, 20, 4)
+    boxes = boxes_of(rng, 60, smallest=8, largest=256).reshape(3, 20, 4)
+    back = numpy(coder.decode(anchors, coder.encode(anchors, boxes)))
+    assert back.shape == (2, 3, 20, 4)
+    np.testing.assert_allclose(back, np.broadcast_to(boxes, back.shape), atol=2e-3)
+
+
+def test_hyperparameters_name_the_coder():
+    h = HyperParameters(box_std=(0.1, 0.2, 0.3, 0.4))
+    assert box_coder(h) == CenterCoder((0.1, 0.2, 0.3, 0.4))
+    assert box_coder(h.replace(box_coding="corners")) == CornerCoder((0.1, 0.2, 0.3, 0.4))
+    with pytest.raises(ValueError, match="box_coding"):
+        h.replace(box_coding="corner")
+
+
+@pytest.mark.parametrize("coding, coder", [("center", CenterCoder), ("corners", CornerCoder)])
+def test_the_layer_decodes_by_its_coding(coding, coder):
+    rng = np.random.default_rng(1)
+    anchors, deltas = boxes_of(rng, 20)[None], rng.normal(size=(2, 20, 4)).astype("float32")
+    layer = RegressBoxes((0.2, 0.1, 0.3, 0.2), coding)
+    wanted = numpy(coder((0.2, 0.1, 0.3, 0.2)).decode(anchors, deltas))
+    for each in (layer, RegressBoxes.from_config(layer.get_config()), RegressBoxes(coder=layer.coder)):
+        np.testing.assert_array_equal(numpy(each([anchors, deltas])), wanted)
+    old = {k: v for k, v in RegressBoxes().get_config().items() if k != "coding"}
+    assert RegressBoxes.from_config(old).coder == CenterCoder()
+
+
+def test_a_part_says_what_it_was_made_from():
+    assert isinstance(CornerCoder(), Part)
+    assert CornerCoder.from_config(CornerCoder((1, 2, 3, 4)).get_config()) == CornerCoder((1, 2, 3, 4))

@@ -1,6 +1,7 @@
 """The detector: the network's outputs through the oracles give its detections; it saves, loads and serves pictures of any kind."""
 
 import json
+from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -8,6 +9,10 @@ import pytest
 
 import oracles
 from helpers import archive_text, excite, head_weights, noise, numpy, python, same_detections, small
+from retinanet_nb.anchors import AnchorGenerator, Part
+from retinanet_nb.boxes import CornerCoder
+from retinanet_nb.filtering import DetectionFilter, filter_detections
+from retinanet_nb.hyperparameters import AnchorParameters
 from retinanet_nb.retinanet import retinanet_model
 from retinanet_nb.retinanet_box import detect, load_detector, retinanet_box
 
@@ -344,3 +349,93 @@ def test_detect_takes_pictures_of_any_number_type(box):
         np.testing.assert_allclose(
             found[1][:5], wanted[1][:5], atol=0.02
         )  # resizing rounds where the type does
+
+
+# ---- other anchors, another coding, parts of one's own
+
+
+def test_settings_of_other_networks_reach_every_stage_and_survive_saving(tmp_path):
+    theirs = AnchorParameters(offset=0, whole_pixels=True)
+    hp = small(
+        anchors=theirs, box_coding="corners", box_std=(0.2,) * 4, top_k_per_level=True, pre_nms_top_k=20
+    )
+    model = excite(retinanet_model(2, hp), 2)
+    pictures = noise(2, (96, 128))
+    out = {name: numpy(x) for name, x in model(pictures).items()}
+    anchors = oracles.torchvision_anchors(96, 128)
+    boxes = CornerCoder().decode(anchors[None], out["regression"])
+    boxes = np.clip(numpy(boxes), 0, (128, 96, 128, 96))
+    sizes = AnchorGenerator(theirs).level_sizes((96, 128))
+    wanted = filter_detections(
+        boxes, 1 / (1 + np.exp(-out["classification"])), pre_nms_top_k=20, level_sizes=sizes
+    )
+    detector = retinanet_box(model)
+    same_detections(outputs(detector, pictures), [numpy(x) for x in wanted], pixels=2e-3, score=1e-5)
+
+    detector.save(tmp_path / "x.keras")
+    again = load_detector(tmp_path / "x.keras")
+    for a, b in zip(outputs(detector, pictures), outputs(again, pictures)):
+        np.testing.assert_array_equal(a, b)
+    assert again.hyperparameters == hp
+    changed = load_detector(tmp_path / "x.keras", score_threshold=0.25)
+    assert changed.get_layer("filter").levels == AnchorGenerator(theirs)
+    assert not load_detector(tmp_path / "x.keras", top_k_per_level=False).hyperparameters.top_k_per_level
+
+
+@keras.saving.register_keras_serializable("test")
+@dataclass(frozen=True)
+class OnlyTheBest(Part):
+    """A filter that keeps the best n answers as they are."""
+
+    max_detections: int = 3
+
+    def __call__(self, boxes, scores, level_sizes=None):
+        assert len(level_sizes) == 5
+        return DetectionFilter(nms=False, score_threshold=0.0, max_detections=self.max_detections)(
+            boxes, scores
+        )
+
+
+@keras.saving.register_keras_serializable("test")
+@dataclass(frozen=True)
+class Halves(Part):
+    """A coder that puts every box into the left upper quarter of its anchor."""
+
+    def decode(self, anchors, deltas):
+        anchors = keras.ops.cast(anchors, "float32") + 0 * deltas
+        return keras.ops.concatenate([anchors[..., :2], (anchors[..., :2] + anchors[..., 2:]) / 2], axis=-1)
+
+
+@keras.saving.register_keras_serializable("test")
+@dataclass(frozen=True)
+class Moved(Part):
+    """The usual anchors, moved to the right."""
+
+    by: float = 8.0
+
+    def level_sizes(self, shape):
+        return AnchorGenerator().level_sizes(shape)
+
+    def __call__(self, shape):
+        return AnchorGenerator()(shape) + keras.ops.convert_to_tensor([self.by, 0, self.by, 0], "float32")
+
+
+def test_parts_of_ones_own_are_used_and_saved(model, tmp_path):
+    pictures = noise(1, (64, 96), seed=3)
+    detector = retinanet_box(model, anchors=Moved(4.0), coder=Halves(), filter=OnlyTheBest(5))
+    logits = numpy(model(pictures)["classification"])[0]
+    best = np.argsort(-logits.ravel(), kind="stable")[:5]
+    anchors = oracles.anchors(64, 96)[best // 3] + (4, 0, 4, 0)
+    quarters = np.concatenate([anchors[:, :2], (anchors[:, :2] + anchors[:, 2:]) / 2], 1)
+    boxes, scores, labels = outputs(detector, pictures)
+    assert boxes.shape == (1, 5, 4)
+    np.testing.assert_array_equal(labels[0], best % 3)
+    np.testing.assert_allclose(boxes[0], np.clip(quarters, 0, (96, 64, 96, 64)), atol=1e-3)
+    detector.save(tmp_path / "x.keras")
+    for again in (load_detector(tmp_path / "x.keras"), load_detector(tmp_path / "x.keras", dtype="float32")):
+        assert again.get_layer("filter").custom == OnlyTheBest(5)
+        assert again.get_layer("anchors").custom == Moved(4.0)
+        for a, b in zip(outputs(again, pictures), (boxes, scores, labels)):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="nms_threshold is the filter's"):
+        retinanet_box(model, filter=OnlyTheBest(), nms_threshold=0.5)

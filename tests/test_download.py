@@ -2,64 +2,19 @@
 
 import errno
 import hashlib
-import http.server
 import io
 import random
 import tarfile
-import threading
 import time
 
 import pytest
-
 from retinanet_nb import download
 from retinanet_nb.download import fetch, unpack
 
+from helpers import Server
+
 BODY = random.Random(0).randbytes(100_000)  # the same in every process of the tests
 MD5, SHA = hashlib.md5(BODY).hexdigest(), hashlib.sha256(BODY).hexdigest()
-
-
-class Server:
-    """Serves one body; `cuts` are the numbers of bytes after which the first replies break off."""
-
-    def __init__(self, body=BODY, cuts=(), ranges=True, status=200, length=True, shift=0):
-        outer = self
-        self.asked, cuts = [], list(cuts)
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                asked = self.headers.get("Range")
-                outer.asked.append(asked)
-                if status != 200:
-                    return self.send_error(status)
-                start = int(asked[6:-1]) if asked and ranges else 0
-                if start >= len(body):
-                    return self.send_error(416)
-                rest = body[start:]
-                self.send_response(206 if asked and ranges else 200)
-                if length:
-                    self.send_header("Content-Length", str(len(rest)))
-                if asked and ranges and shift:
-                    self.send_header("Content-Range", f"bytes {start + shift}-{len(body) - 1}/{len(body)}")
-                self.send_header("Connection", "close")
-                self.end_headers()
-                self.wfile.write(rest[: cuts.pop(0)] if cuts else rest)
-                self.close_connection = True
-
-            def log_message(self, *args):
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/f"
-
-    def __enter__(self):
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.http.shutdown()
-        self.http.server_close()
 
 
 @pytest.fixture(autouse=True)
@@ -73,26 +28,29 @@ def names(folder):
 
 @pytest.mark.parametrize("checksum", [MD5, SHA, SHA[:8], None])
 def test_cut_twice_and_whole_in_the_end(tmp_path, checksum):
-    with Server(cuts=[1000, 50_000]) as server:
-        assert fetch(server.url, tmp_path / "new" / "f", checksum, progress=False) == tmp_path / "new" / "f"
-        assert server.asked == [None, "bytes=1000-", "bytes=51000-"]
+    with Server(BODY, cuts=[1000, 50_000]) as server:
+        assert (
+            fetch(server.url + "/f", tmp_path / "new" / "f", checksum, progress=False)
+            == tmp_path / "new" / "f"
+        )
+        assert server.ranges == [None, "bytes=1000-", "bytes=51000-"]
         assert (tmp_path / "new" / "f").read_bytes() == BODY and names(tmp_path / "new") == ["f"]
         if checksum:  # there already: nothing is asked
-            fetch(server.url, tmp_path / "new" / "f", checksum, progress=False)
+            fetch(server.url + "/f", tmp_path / "new" / "f", checksum, progress=False)
             assert len(server.asked) == 3
 
 
 @pytest.mark.parametrize("checksum, first", [(SHA, "bytes=60000-"), (None, None)])
 def test_an_earlier_call_is_gone_on_with(tmp_path, checksum, first):
     "With a checksum; without one nothing could tell whether both halves are of one file."
-    with Server(cuts=[60_000] + [0] * 5) as server:
+    with Server(BODY, cuts=[60_000] + [0] * 5) as server:
         with pytest.raises(OSError, match="could not be downloaded.*kept in .*part"):
-            fetch(server.url, tmp_path / "f", checksum, progress=False)
+            fetch(server.url + "/f", tmp_path / "f", checksum, progress=False)
         (part,) = tmp_path.iterdir()
         assert part.name.endswith(".part") and part.read_bytes() == BODY[:60_000]
         server.asked.clear()
-        fetch(server.url, tmp_path / "f", checksum, progress=False)
-        assert server.asked[0] == first
+        fetch(server.url + "/f", tmp_path / "f", checksum, progress=False)
+        assert server.ranges[0] == first
     assert (tmp_path / "f").read_bytes() == BODY and names(tmp_path) == ["f"]
 
 
@@ -100,45 +58,45 @@ def test_parts_of_two_addresses_are_not_mixed(tmp_path):
     (tmp_path / "f.part").write_bytes(b"somebody else's")
     other = download._part("http://elsewhere/f", tmp_path / "f")
     other.write_bytes(b"another mirror's")
-    with Server() as server:
-        fetch(server.url, tmp_path / "f", SHA, progress=False)
-        assert server.asked == [None]
+    with Server(BODY) as server:
+        fetch(server.url + "/f", tmp_path / "f", SHA, progress=False)
+        assert server.ranges == [None]
     assert (tmp_path / "f.part").read_bytes() == b"somebody else's" and other.exists()
 
 
 def test_servers_that_cannot_go_on(tmp_path):
-    with Server(cuts=[70_000], ranges=False) as server:
-        fetch(server.url, tmp_path / "f", MD5, progress=False)
+    with Server(BODY, cuts=[70_000], ranges=False) as server:
+        fetch(server.url + "/f", tmp_path / "f", MD5, progress=False)
     assert (tmp_path / "f").read_bytes() == BODY
-    with Server(cuts=[70_000] * 99, ranges=False) as server, pytest.raises(OSError, match="broke off"):
-        fetch(server.url, tmp_path / "g", progress=False)
+    with Server(BODY, cuts=[70_000] * 99, ranges=False) as server, pytest.raises(OSError, match="broke off"):
+        fetch(server.url + "/f", tmp_path / "g", progress=False)
     assert len(server.asked) < 20 and not (tmp_path / "g").exists()
-    with Server(cuts=[70_000], shift=5) as server, pytest.raises(OSError, match="at another place"):
-        fetch(server.url, tmp_path / "h", progress=False)
+    with Server(BODY, cuts=[70_000], shift=5) as server, pytest.raises(OSError, match="at another place"):
+        fetch(server.url + "/f", tmp_path / "h", progress=False)
 
 
 def test_a_server_that_states_no_length(tmp_path):
-    with Server(length=False) as server:
-        fetch(server.url, tmp_path / "f", MD5, progress=False)
+    with Server(BODY, length=False) as server:
+        fetch(server.url + "/f", tmp_path / "f", MD5, progress=False)
     assert (tmp_path / "f").read_bytes() == BODY
-    with Server(length=False, cuts=[500]) as server, pytest.raises(ValueError, match="checksum"):
-        fetch(server.url, tmp_path / "g", MD5, progress=False)
+    with Server(BODY, length=False, cuts=[500]) as server, pytest.raises(ValueError, match="checksum"):
+        fetch(server.url + "/f", tmp_path / "g", MD5, progress=False)
 
 
 def test_all_has_arrived_already(tmp_path):
     "Killed between the last byte and the rename: the server has nothing left to send."
-    with Server() as server:
-        download._part(server.url, tmp_path / "f").write_bytes(BODY)
-        fetch(server.url, tmp_path / "f", SHA, progress=False)
+    with Server(BODY) as server:
+        download._part(server.url + "/f", tmp_path / "f").write_bytes(BODY)
+        fetch(server.url + "/f", tmp_path / "f", SHA, progress=False)
     assert (tmp_path / "f").read_bytes() == BODY and names(tmp_path) == ["f"]
 
 
 def test_wrong_checksum_and_no_answer(tmp_path):
     for wrong in ("0" * 32, "0" * 64, "0" * 8):
-        with Server() as server, pytest.raises(ValueError, match=f"checksum .* instead of {wrong}"):
-            fetch(server.url, tmp_path / "f", wrong, progress=False)
-    with Server(status=404) as server, pytest.raises(OSError, match="404"):
-        fetch(server.url, tmp_path / "f", progress=False)
+        with Server(BODY) as server, pytest.raises(ValueError, match=f"checksum .* instead of {wrong}"):
+            fetch(server.url + "/f", tmp_path / "f", wrong, progress=False)
+    with Server(BODY, status=404) as server, pytest.raises(OSError, match="404"):
+        fetch(server.url + "/f", tmp_path / "f", progress=False)
     with pytest.raises(OSError, match="127.0.0.1:9"):
         fetch("http://127.0.0.1:9/x", tmp_path / "f", progress=False)
     assert not list(tmp_path.iterdir())
@@ -162,11 +120,11 @@ def test_what_is_there_stays(tmp_path):
     for name in ("file", "folder", "link"):
         for checksum in (None, SHA):
             with (
-                Server() as server,
+                Server(BODY) as server,
                 pytest.raises(FileExistsError, match=f"{name} is there already.* it is kept"),
             ):
-                fetch(server.url, tmp_path / name, checksum, progress=False)
-            assert server.asked == []
+                fetch(server.url + "/f", tmp_path / name, checksum, progress=False)
+            assert server.ranges == []
     assert (tmp_path / "file").read_text() == "mine" and names(tmp_path) == ["file", "folder", "link"]
 
 
@@ -178,18 +136,21 @@ def test_what_appears_in_the_meantime_stays(tmp_path, monkeypatch):
         (tmp_path / "f").write_text("mine")
 
     monkeypatch.setattr(download, "_download", and_somebody_writes)
-    with Server() as server, pytest.raises(FileExistsError, match="appeared during the download"):
-        fetch(server.url, tmp_path / "f", SHA, progress=False)
+    with Server(BODY) as server, pytest.raises(FileExistsError, match="appeared during the download"):
+        fetch(server.url + "/f", tmp_path / "f", SHA, progress=False)
     assert (tmp_path / "f").read_text() == "mine"
 
 
 def test_two_at_once(tmp_path):
-    with Server() as server, download._alone(download._part(server.url, tmp_path / "f"), tmp_path / "f"):
+    with (
+        Server(BODY) as server,
+        download._alone(download._part(server.url + "/f", tmp_path / "f"), tmp_path / "f"),
+    ):
         with pytest.raises(BlockingIOError, match="another process is downloading"):
-            fetch(server.url, tmp_path / "f", SHA, progress=False)
-        assert server.asked == []
-    with Server() as server:
-        fetch(server.url, tmp_path / "f", SHA, progress=False)
+            fetch(server.url + "/f", tmp_path / "f", SHA, progress=False)
+        assert server.ranges == []
+    with Server(BODY) as server:
+        fetch(server.url + "/f", tmp_path / "f", SHA, progress=False)
     assert names(tmp_path) == ["f"]
 
 
@@ -207,9 +168,9 @@ def test_a_full_disk_is_not_tried_again(tmp_path, monkeypatch):
         return Full() if str(path).endswith(".part") and mode == "wb" else real(path, mode, *args, **kwargs)
 
     monkeypatch.setattr("builtins.open", opened)
-    with Server() as server, pytest.raises(OSError, match="the disk is full: .*part"):
-        fetch(server.url, tmp_path / "f", SHA, progress=False)
-    assert server.asked == [None]
+    with Server(BODY) as server, pytest.raises(OSError, match="the disk is full: .*part"):
+        fetch(server.url + "/f", tmp_path / "f", SHA, progress=False)
+    assert server.ranges == [None]
 
 
 # --- archives ----------------------------------------------------------------------------------------------------------

@@ -849,9 +849,9 @@ def box_area(boxes):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("decimals", [1, 6])
-def test_coco_in_pieces(monkeypatch, library, decimals):
-    "Pieces of few detections, sizes one by one, and more than a hundred of a class in a picture, many with equal scores."
+@pytest.mark.parametrize("decimals, verdicts", [(1, 20_000), (6, 7_000), (6, 1)])
+def test_coco_in_pieces(monkeypatch, library, decimals, verdicts):
+    "Pieces of few detections, sizes one by one and overlaps in groups or one by one, and more than a hundred of a class in a picture, many with equal scores."
     pytest.importorskip(library)
     detected, truths = random_data(
         22, pictures=12, num_classes=2, most=12, detections=500, crowd=0.1, decimals=decimals
@@ -860,7 +860,7 @@ def test_coco_in_pieces(monkeypatch, library, decimals):
     expected, classes = pycocotools_alone(detected, truths, 2)
     whole = list(coco_metrics(detected, truths, 2, library)[0].values())
     monkeypatch.setattr(evaluation, "PIECE", 300)
-    monkeypatch.setattr(evaluation, "MANY", 100)
+    monkeypatch.setattr(evaluation, "VERDICTS", verdicts)
     figures, per_class = coco_metrics(detected, truths, 2, library)
     np.testing.assert_allclose(whole, expected, rtol=0, atol=1e-9)
     np.testing.assert_allclose(list(figures.values()), expected, rtol=0, atol=1e-9)

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from retinanet_nb import evaluation
+from retinanet_nb import evaluation, records
 from retinanet_nb.evaluation import Detections, coco_metrics, iou_matrix, stack_detections, stack_objects
 from retinanet_nb.prediction import Found
 
 
 def test_boxes_without_area_overlap_nothing():
     boxes = np.array([[0, 0, 4, 4], [4, 0, 0, 4], [0, 4, 4, 0], [4, 4, 0, 0], [2, 2, 2, 2], [0, 0, 0.5, 0.5]])
-    np.testing.assert_array_equal(evaluation._areas(boxes), [16, 0, 0, 0, 0, 0.25])
+    np.testing.assert_array_equal(records._areas(boxes), [16, 0, 0, 0, 0, 0.25])
     found = iou_matrix(boxes, boxes)
     expected = np.zeros((6, 6))
     expected[0, 0] = expected[5, 5] = 1
@@ -29,6 +29,12 @@ def test_overlaps_are_computed_in_float64():
     assert iou_matrix([0, 0, 2, 2], [[0, 0, 2, 1], [5, 5, 6, 6]]).tolist() == [[0.5, 0]]  # lists; one box
     assert iou_matrix(np.array([[0, 0, 2, 2]], np.uint8), [[1, 0, 2, 2]]).tolist() == [[0.5]]
     assert iou_matrix([], [[0, 0, 1, 1]]).shape == (0, 1)
+    rng = np.random.default_rng(0)
+    a, b = np.sort(rng.uniform(0, 9, (2, 40, 2, 2)), 2).reshape(2, 40, 4).astype(np.float32)
+    exact = iou_matrix(a.astype(float), b.astype(float))
+    np.testing.assert_array_equal(iou_matrix(a, b), exact)  # areas, too, are those of float64
+    np.testing.assert_array_equal(iou_matrix(a, b.astype(float)), exact)
+    np.testing.assert_array_equal(iou_matrix(a.astype(float), b), exact)
 
 
 def found(n, dtype=np.float32, first=0):
@@ -114,7 +120,9 @@ def crowded():
 
 
 @pytest.mark.parametrize("library", ["pycocotools", "faster_coco_eval"])
-@pytest.mark.parametrize("limits", [{"PIECE": 1}, {"PIECE": 150}, {"MANY": 0}, {"PIECE": 100, "MANY": 10}])
+@pytest.mark.parametrize(
+    "limits", [{"PIECE": 1}, {"PIECE": 150}, {"VERDICTS": 1}, {"PIECE": 100, "VERDICTS": 4_000}]
+)
 def test_pieces_give_the_sums_of_the_whole(monkeypatch, library, limits):
     pytest.importorskip(library)
     detected, records = crowded()
@@ -305,8 +313,8 @@ def test_small_figures():
 
 
 def test_constants_and_defaults_of_the_evaluation():
-    limits = evaluation.COCO_MOST, evaluation.PIECE, evaluation.MANY
-    assert limits == (100, 50_000, 250_000)
+    limits = evaluation.COCO_MOST, evaluation.PIECE, evaluation.VERDICTS, evaluation.PICTURES
+    assert limits == (100, 10_000, 2_500_000, 1_000)
     assert (evaluation.FASTER, evaluation.PLAIN) == ("faster_coco_eval", "pycocotools")
     assert (evaluation.HIT, evaluation.FALSE_ALARM, evaluation.LEFT_OUT) == (1, 0, -1)
 
@@ -562,3 +570,38 @@ def test_pictures_are_cut_where_a_piece_is_full(monkeypatch):
     cut = evaluation._pieces(pictures, picture)
     assert [c.tolist() for c in cut] == [[2, 3], [5, 8], [9]]
     assert [c.tolist() for c in evaluation._pieces(pictures, picture[:0])] == [[2, 3, 5, 8, 9]]
+
+
+def test_sizes_take_turns_and_then_overlaps(monkeypatch):
+    monkeypatch.setattr(evaluation, "VERDICTS", 1_000)
+    ranges, thresholds = [[0, 1]] * 4, np.linspace(0.5, 0.95, 10)
+    assert evaluation._turns(ranges, thresholds, 25) == [(slice(4), slice(10))]
+    for count, groups in ((26, [10]), (100, [10]), (101, [9, 1]), (250, [4, 4, 2]), (2_000, [1] * 10)):
+        turns = evaluation._turns(ranges, thresholds, count)
+        assert len(turns) == 4 * len(groups), count
+        seen = np.zeros((4, 10), int)
+        for a, t in turns:
+            assert len(ranges[a]) == 1
+            seen[a, t] += 1
+        assert (seen == 1).all()
+        assert [len(thresholds[t]) for _, t in turns] == groups * 4
+    assert evaluation._turns(ranges, thresholds, 0) == [(slice(4), slice(10))]
+
+
+def test_pictures_are_matched_a_few_at_a_time(monkeypatch):
+    detected, records = crowded()
+    detected, records = (
+        detected[:3] + [Found(np.zeros((0, 4)), [], [])] + detected[3:],
+        records[:3] + [SimpleNamespace(boxes=np.zeros((0, 4)), labels=[])] + records[3:],
+    )
+    found, objects = stack_detections(detected), stack_objects(records)
+    whole = evaluation.judge(evaluation.match_detections(found, objects), 0.5)
+    assert set(whole.tolist()) == {0, 1} and whole.dtype == np.int8
+    for pictures in (1, 2, len(records), 1_000):
+        monkeypatch.setattr(evaluation, "PICTURES", pictures)
+        np.testing.assert_array_equal(evaluation._verdicts(found, objects, 0.5), whole)
+    none = evaluation._verdicts(stack_detections([]), stack_objects([]), 0.5)
+    assert none.shape == (0,) and none.dtype == np.int8
+    some = evaluation._part(objects, 1, 3)
+    np.testing.assert_array_equal(some.boxes, np.concatenate([r.boxes for r in records[1:3]]))
+    assert some.ends.tolist() == [0, 8, 16] and len(some.areas) == len(some.crowd) == 16

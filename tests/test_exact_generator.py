@@ -2,6 +2,7 @@
 
 import inspect
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -335,3 +336,77 @@ def test_a_batch_is_drawn_with_its_boxes_and_names(data, monkeypatch):
         assert found.tolist() == boxes[k % 2][: 1 + k % 2].tolist()
         assert labels.tolist() == [[0], [1, 0]][k % 2]
         assert scores is None and names == (None if k < 2 else ["a", "b"])
+
+
+def test_boxes_of_another_type_are_taken_as_float32():
+    """Bit for bit: whoever holds float64 sees what the data set's float32 gives."""
+    rng, image = np.random.default_rng(3), np.zeros((90, 300, 3), np.uint8)
+    boxes = np.sort(rng.uniform(0, 90, (50, 2, 2)), 1).reshape(50, 4)
+    assert (boxes.astype(np.float32) != boxes).any()
+    for given in (boxes, boxes.tolist()):
+        for a, b in zip(
+            zoom_to_canvas(image, given, (41, 59), 1.3, (0.5, 0.5)),
+            zoom_to_canvas(image, boxes.astype(np.float32), (41, 59), 1.3, (0.5, 0.5)),
+        ):
+            np.testing.assert_array_equal(a, b)
+            assert a.dtype == b.dtype != np.float64
+    labels, hp = np.zeros(50, int), HyperParameters(image_size=(41, 59), flip=1.0)
+    for a, b in zip(
+        make_example(image, boxes, labels, hp, Luck(0.0)),
+        make_example(image, boxes.astype(np.float32), labels, hp, Luck(0.0)),
+    ):
+        np.testing.assert_array_equal(a, b)
+    small = np.array([[1, 2, 30, 20]], np.uint8)  # 300 − 30 does not fit into its type
+    at = make_example(image, small, [0], HyperParameters(image_size=(90, 300), flip=1.0), Luck(0.0))[1]
+    assert at.tolist() == [[270, 2, 299, 20]]
+
+
+def test_options_are_called_by_their_names(data):
+    for name, least in (("batch_size", 1), ("seed", 0), ("workers", 0)):
+        with pytest.raises(
+            ValueError, match=f"^{name} must be a whole number, {least} or more, not {least - 1}$"
+        ):
+            train_generator(data, HP, **{name: least - 1})
+    generator = train_generator(data, HP, workers=0)
+    for name in ("epoch", "start"):
+        with pytest.raises(ValueError, match=f"^{name} must be a whole number, 0 or more, not -1$"):
+            generator.set_epoch(**{"epoch": 0, name: -1})
+
+
+def test_a_batch_of_exactly_the_limit_is_allowed(monkeypatch):
+    monkeypatch.setattr(module, "MAX_BATCH_BYTES", 2 * 4 * 5 * 3)
+    assert module._check_size((4, 5), 2) == 120
+    with pytest.raises(ValueError, match="lower image_size or batch_size"):
+        module._check_size((4, 5), 3)
+
+
+def test_an_error_that_names_its_picture_is_left_alone():
+    error = ValueError("a/cat.jpg is no picture")
+    assert module._named(error, "a/cat.jpg") is error
+    other = module._named(error, "a/dog.jpg")
+    assert other is not error and str(other).startswith("a/dog.jpg could not") and other.__cause__ is error
+
+
+def test_the_waiting_is_counted_afresh_in_every_epoch(data):
+    generator = train_generator(data, HP, workers=0)
+    generator[0]
+    before = generator.shelf.waiting
+    assert before is not None
+    generator.set_epoch(1)
+    assert generator.shelf.waiting is None and generator.waiting == before
+
+
+def test_files_of_another_epoch_and_what_keras_asks(data):
+    generator = train_generator(data, HP, workers=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Keras has one for who leaves out its __init__
+        assert generator.workers == 1 and not generator.use_multiprocessing
+    files = lambda epoch: [generator.files(i, epoch) for i in range(len(generator))]
+    for epoch in range(3):
+        expected = [[data[j].image for j in generator.indices(i, epoch)] for i in range(len(generator))]
+        assert files(epoch) == expected
+    assert files(0) != files(1) and generator.files(0) == files(0)[0]
+    generator[0]
+    assert generator.shelf._pool is not None
+    generator.close()
+    assert generator.shelf._pool is None

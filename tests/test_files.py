@@ -1,6 +1,7 @@
 """Files and folders: whole or not at all, on disk before they have their name, and nothing of somebody else's."""
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import pytest
 
 from retinanet_nb import files
 from retinanet_nb.files import (
+    JOURNAL,
     LOCK,
     MANIFEST,
     claim,
@@ -279,19 +281,137 @@ def test_a_folder_that_may_not_be_written(tmp_path):
 
 
 def test_writing_is_noted_before_it_is_done(tmp_path, monkeypatch):
-    "Killed between the note and the file, nothing is lost; between the file and a note, it would be a stranger's."
-    seen = []
+    "When a file gets its name, the journal on disk says what is in it; the manifest says nothing before the end."
+    seen, real = [], os.replace
 
-    def spy(path, write):
-        seen.append((path.name, dict(read_json(tmp_path / MANIFEST)["files"])))
-        return save_atomically(path, write)
+    def replace(beside, target):
+        if os.path.basename(target) == "a.txt":
+            lines = [json.loads(line) for line in (tmp_path / JOURNAL).read_bytes().splitlines()]
+            seen.append((lines, read_json(tmp_path / MANIFEST)["files"]))
+        real(beside, target)
 
     with claim(tmp_path, ["a.txt"]) as ours:
-        monkeypatch.setattr(files, "save_atomically", spy)
+        monkeypatch.setattr(os, "replace", replace)
         ours.write("a.txt", lambda p: p.write_text("x"))
         monkeypatch.undo()
-    written = [noted for name, noted in seen if name == "a.txt"]
-    assert written == [{"a.txt": None}]
+    digest = hashlib.sha256(b"x").hexdigest()
+    assert seen == [([["a.txt", None], ["a.txt", digest]], {})]
+    assert read_json(tmp_path / MANIFEST)["files"] == {"a.txt": digest}
+    assert not (tmp_path / JOURNAL).exists()
+
+
+KILLED = """
+import os, signal, sys
+from retinanet_nb.files import claim
+from retinanet_nb.pictures import write_image
+import numpy as np
+when, folder = sys.argv[1:]
+def die(*paths):
+    if os.path.basename(paths[-1]) == "a.png":
+        if when == "after":
+            real(*paths)
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(*paths)
+real, os.replace = os.replace, die
+with claim(folder, ["a.png"]) as ours:
+    ours.take(["a.png"])
+    write_image(ours.folder / "a.png", np.zeros((4, 4, 3), np.uint8))
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_what_was_announced_and_never_written_is_not_ours(tmp_path, when, earlier):
+    "Killed beside the rename: what we wrote is ours, and what the owner puts there afterwards is not."
+    if earlier:
+        with claim(tmp_path, ["a.png"]) as ours:
+            ours.write("a.png", lambda p: p.write_bytes(b"an earlier result"))
+    run = subprocess.run([sys.executable, "-c", KILLED, when, tmp_path], check=False)
+    assert run.returncode == -signal.SIGKILL
+    assert (tmp_path / "a.png").exists() == (earlier or when == "after")
+    with claim(tmp_path, ["a.png"]):  # the old file or the new one, both ours
+        assert not [p for p in tmp_path.glob(".*") if p.name.endswith("a.png")]  # its half file is gone
+    (tmp_path / "a.png").write_bytes(b"the only photograph")
+    with pytest.raises(ValueError, match="a.png would be replaced"), claim(tmp_path, ["a.png"]):
+        pass
+    assert (tmp_path / "a.png").read_bytes() == b"the only photograph"
+
+
+def test_the_owner_may_come_right_after_the_kill(tmp_path):
+    "As above, without a claim in between: the journal alone decides."
+    run = subprocess.run([sys.executable, "-c", KILLED, "before", tmp_path], check=False)
+    assert run.returncode == -signal.SIGKILL and (tmp_path / JOURNAL).exists()
+    (tmp_path / "a.png").write_bytes(b"the only photograph")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="somebody else made it"), claim(tmp_path, ["a.png"]):
+            pass
+    assert (tmp_path / "a.png").read_bytes() == b"the only photograph"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '["a.txt", "{sum}"',
+        '["../a.txt", "{sum}"]',
+        '["a.txt", 3]',
+        '["a.txt"]',
+        "3",
+        "[" * 100_000,
+        '{"a.txt": "{sum}"}',
+        '["b.txt", "{sum}"]',
+        "\0",
+    ],
+    ids=["cut", "outside", "number", "short", "no list", "deep", "object", "another", "zero"],
+)
+def test_lines_of_a_journal_that_say_nothing(tmp_path, line):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for path in (folder / "a.txt", tmp_path / "a.txt"):
+        path.write_bytes(b"x")
+    text = line.replace("{sum}", hashlib.sha256(b"x").hexdigest())
+    (folder / JOURNAL).write_text(text + '\n["c.txt", null]\n')
+    (folder / ".1-2-c.txt").write_text("half a file of ours")
+    with pytest.raises(ValueError, match="somebody else made it"), claim(folder, ["a.txt"]):
+        pass
+    assert (folder / "a.txt").read_bytes() == b"x"
+    with claim(folder, ["c.txt"]):
+        assert not list(folder.glob(".1-2-*"))
+
+
+def test_a_file_that_grows(tmp_path):
+    "It is there, empty, before it is noted as growing; at the end it has a checksum like any other."
+    for text in ("one", "two"):
+        with claim(tmp_path, ["rows.txt"]) as ours:
+            path = ours.grow("rows.txt")
+            assert path.read_bytes() == b"" and read_json(tmp_path / MANIFEST)["files"] == {"rows.txt": None}
+            with path.open("a") as file:
+                file.write(text)
+        assert path.read_text() == text
+    path.write_text("edited")
+    with pytest.raises(ValueError, match="changed it since"), claim(tmp_path, ["rows.txt"]):
+        pass
+
+
+def test_a_file_that_was_not_written_again_keeps_its_checksum(tmp_path):
+    with claim(tmp_path, ["a.txt"]) as ours:
+        ours.write("a.txt", lambda p: p.write_text("ours"))
+    with claim(tmp_path, ["a.txt"]) as ours:
+        ours.take(["a.txt"])
+        (tmp_path / "a.txt").write_text("edited meanwhile")
+    with pytest.raises(ValueError, match="changed it since"), claim(tmp_path, ["a.txt"]):
+        pass
+
+
+def test_only_the_folder_that_was_claimed_takes_notes(tmp_path):
+    with claim(tmp_path / "a", ["x.txt"]) as one, claim(tmp_path / "b", ["x.txt"]) as other:
+        one.take(["x.txt"])
+        save_atomically(tmp_path / "b" / "x.txt", lambda p: p.write_text("not announced there"))
+        save_atomically(tmp_path / "x.txt", lambda p: p.write_text("outside"))
+        one.write("x.txt", lambda p: p.write_text("x"))
+        assert set(one.sums) == {"x.txt"} and not other.sums
+    save_atomically(tmp_path / "a" / "x.txt", lambda p: p.write_text("after the end"))
+    with pytest.raises(ValueError, match="changed it since"), claim(tmp_path / "a", ["x.txt"]):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ from hypothesis.extra.numpy import arrays
 
 import oracles
 from helpers import numpy
-from retinanet_nb.filtering import filter_detections
+from retinanet_nb.anchors import AnchorGenerator
+from retinanet_nb.filtering import DetectionFilter, FilterDetections, filter_detections
+from retinanet_nb.hyperparameters import AnchorParameters, HyperParameters
 
 OPTIONS = dict(score_threshold=0.25, nms_threshold=0.5, pre_nms_top_k=200, max_detections=100)
 
@@ -295,3 +297,78 @@ def test_under_xla():
     jitted = tf.function(lambda b, s: filter_detections(b, s, **OPTIONS), jit_compile=True)
     for a, b in zip(jitted(boxes, scores), run(boxes, scores)):
         np.testing.assert_allclose(a.numpy(), b, rtol=1e-6)
+
+
+# ---- candidates level by level
+
+
+def by_level(boxes, scores, sizes, k, **options):
+    """The sequential algorithm on what each level's best k leave: all other scores are wiped out first."""
+    scores, start = scores.copy(), 0
+    for size in sizes:
+        rows = scores[:, start : start + size].reshape(len(scores), -1)
+        if not options.get("class_specific_filter", True):
+            rows = scores[:, start : start + size].max(-1)
+        for b, row in enumerate(rows):
+            # of equals the first stay, as everywhere
+            gone = np.argsort(-row, kind="stable")[k:]
+            answers = scores[b, start : start + size].reshape(len(row), -1)
+            answers[gone] = 0
+            scores[b, start : start + size] = answers.reshape(size, -1)
+        start += size
+    return expected(boxes, scores, pre_nms_top_k=10_000, **options)
+
+
+@pytest.mark.parametrize("specific", [True, False])
+@pytest.mark.parametrize("k", [1, 3, 500])
+def test_each_level_sends_its_own_candidates(specific, k):
+    rng, sizes = np.random.default_rng(3), (20, 9, 4, 2, 1)
+    xy = rng.integers(0, 30, (6, 36, 2))
+    boxes = np.concatenate([xy, xy + rng.integers(4, 20, (6, 36, 2))], -1).astype("float32")
+    scores = (rng.permutation(6 * 36 * 3).reshape(6, 36, 3) / 1024).astype("float32")
+    options = dict(class_specific_filter=specific, max_detections=40)
+    found = run(boxes, scores, pre_nms_top_k=k, level_sizes=sizes, **options)
+    for a, b in zip(found, by_level(boxes, scores, sizes, k, **options)):
+        np.testing.assert_array_equal(a, b)
+    # all at once is another list wherever the bound bites, and the same where it doesn't
+    together = run(boxes, scores, pre_nms_top_k=k, **options)
+    assert all(np.array_equal(a, b) for a, b in zip(found, together)) == (k == 500)
+
+
+def test_a_crowd_of_small_ones_does_not_push_out_the_large_one():
+    boxes = np.concatenate([np.arange(20)[:, None] * 8 + np.array([0, 0, 6, 6]), [[0, 0, 160, 100]]])
+    scores = np.array([0.75] * 20 + [0.5])[:, None]
+    for sizes, there in (((20, 1), True), (None, False)):
+        found = run(boxes[None], scores[None], pre_nms_top_k=10, level_sizes=sizes)
+        assert (found[1][0] == 0.5).any() == there
+        assert (found[1][0] == 0.75).sum() == 10
+
+
+def test_the_layer_knows_the_levels_of_any_picture():
+    anchors, rng = AnchorParameters(ratios=(1,), scales=(1,)), np.random.default_rng(0)
+    options = dict(pre_nms_top_k=5, max_detections=30, score_threshold=0.25)
+    layer = FilterDetections(**options, levels=anchors)
+    inputs = [keras.Input((None, 4)), keras.Input((None, 2)), keras.Input((None, None, 3))]
+    model = keras.Model(inputs, layer(inputs))
+    copy = keras.Model.from_config(model.get_config(), {"FilterDetections": FilterDetections})
+    for shape in ((64, 96), (40, 130)):
+        sizes = AnchorGenerator(anchors).level_sizes(shape)
+        xy = rng.integers(0, 90, (2, sum(sizes), 2))
+        boxes = np.concatenate([xy, xy + 12], -1).astype("float32")
+        scores = rng.random((2, sum(sizes), 2)).astype("float32")
+        wanted = filter_detections(boxes, scores, **options, level_sizes=sizes)
+        for each in (model, copy):
+            found = each.predict_on_batch([boxes, scores, np.zeros((2, *shape, 3), "float32")])
+            for a, b in zip(found, wanted):
+                np.testing.assert_array_equal(numpy(a), numpy(b))
+
+
+def test_the_filter_of_hyperparameters():
+    h = HyperParameters(score_threshold=0.25, nms_threshold=0.75, pre_nms_top_k=7, max_detections=9)
+    found = DetectionFilter.of(h.replace(top_k_per_level=True), nms=False)
+    assert found == DetectionFilter(True, False, 0.25, 0.75, 7, 9, True)
+    boxes, scores = np.zeros((1, 4, 4), "float32"), np.full((1, 4, 1), 0.5, "float32")
+    plain = DetectionFilter.of(h)
+    # without top_k_per_level the levels don't count
+    for a, b in zip(plain(boxes, scores, (2, 2)), plain(boxes, scores)):
+        np.testing.assert_array_equal(numpy(a), numpy(b))

@@ -17,6 +17,7 @@ from retinanet_nb.inspection import (
     GOAL,
     anchor_shapes,
     best_overlaps,
+    copies_elsewhere,
     coverage,
     double_boxes,
     draw_reach,
@@ -327,6 +328,34 @@ def test_tiny_objects():
     assert "2 objects overlap no anchor by a third" in text and "6×5 pixels, in a.jpg" in text
 
 
+def test_what_is_large_is_not_tiny():
+    "A poster of 3,000 pixels finds no anchor in full size; on the canvas it does, and nothing needs changing."
+    poster = Record("poster.jpg", 4000, 4000, [[100, 100, 3900, 3900]], [0])
+    data = Records([poster], ("poster",))
+    assert best_overlaps(poster.boxes, (4000, 4000))[0][0] < 1 / 3
+    assert tiny_objects(data).tolist() == []
+    text = str(inspect_dataset(data))
+    assert "Nothing needs changing" in text and "smaller anchors" not in text
+
+
+def test_few_missed_objects_are_not_called_none():
+    "Enough of them are reached, one isn't: the verdict says both, and no line beside it the opposite."
+    large = Record("a.jpg", 512, 512, np.tile([[100, 100, 200, 200]], (400, 1)), [0] * 400)
+    speck = Record("b.jpg", 512, 512, [[10, 10, 14, 14]], [0])
+    found = inspect_dataset(Records([large, speck], ("cell",)))
+    assert found.coverage.enough and found.verdict.endswith("So few are no reason to change the settings.")
+    assert "othing needs changing" not in str(found) and "1 object overlaps" in str(found)
+
+
+@pytest.mark.parametrize("picture", [(200, 2000), (2000, 200), (240, 320)])
+def test_no_canvas_is_more_than_twice_as_long(picture):
+    height, width = picture
+    data = Records([Record("a.jpg", width, height, [[50, 50, 60, 60]], [0])], ("a",))
+    choices = inspection._canvas_choices((256, 256), inspection._targets_of(data))
+    assert all(h <= 512 and w <= 512 for h, w in choices)
+    assert choices or picture != (240, 320)
+
+
 # --- the examination -------------------------------------------------------------------------------------------------
 
 
@@ -458,6 +487,21 @@ def test_doubles():
         "objects 1 and 2 are two boxes of a that are nearly the same" in text
         and "objects 1 and 5 are nearly the same box, once a and once b" in text
     )
+
+
+def test_pictures_of_another_split(marked, tmp_path):
+    a, b, c, missing = marked
+    split = lambda *records: Records(records, marked.class_names)
+    beside = tmp_path / "in" / "c.jpg"
+    assert copies_elsewhere(marked) == []  # every file is the data set's own
+    assert copies_elsewhere(split(a, b)) == [(1, beside)]
+    assert copies_elsewhere(split(a, b), [split(a), split(c, missing)]) == [(0, a.image), (1, beside)]
+    assert copies_elsewhere(split(a, b), []) == []
+    found = inspect_dataset(split(a, b), folder=tmp_path / "page")
+    assert found.elsewhere == [("b.jpg", "c.jpg")] and "b.jpg = c.jpg" in str(found)
+    assert json.loads(found.to_json())["same_elsewhere"] == [["b.jpg", "c.jpg"]]
+    assert "the same bytes as c.jpg" in (tmp_path / "page" / "index.html").read_text()
+    assert inspect_dataset(split(a, b), others=[split(a)]).elsewhere[0][0] == "a.jpg"
 
 
 def test_no_engine_is_loaded():

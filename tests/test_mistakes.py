@@ -6,11 +6,13 @@ import pytest
 from retinanet_nb.evaluation import evaluate_detections, iou_matrix
 from retinanet_nb.mistakes import (
     CONFUSED_CLASSES,
+    MISSED_COLOR,
     Mistake,
     Mistakes,
     confusion_matrix,
     confusion_size,
     describe_mistake,
+    draw_mistake,
     find_mistakes,
     largest_confusions,
     outcomes,
@@ -179,3 +181,14 @@ def test_background_is_not_shaded():
     colors = axes.images[0].to_rgba(shades)[..., :3].sum(-1)
     assert colors[2].min() > colors[0, 0] and colors[0, 0] == colors.min()
     plt.close(axes.figure)
+
+
+@pytest.mark.parametrize("box", [(2, 2, 98, 58), (0, 0, 20, 20), (80, 40, 100, 60), (40, 20, 60, 40)])
+def test_crops_stay_inside_the_picture(box):
+    "Grey, which stands for what the picture doesn't have, is seen only where the object is longer than the picture is high."
+    image = np.full((60, 100, 3), 255, np.uint8)
+    mistake = Mistake(0, "missed", "unseen", 0, -1, np.array(box, float), 0.0)
+    crop = draw_mistake(image, mistake, side=120)
+    assert (crop == MISSED_COLOR).all(-1).any()
+    grey = (crop == 127).all(-1).mean()
+    assert grey < 0.5 if box[2] - box[0] > 60 else grey == 0

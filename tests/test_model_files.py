@@ -406,3 +406,19 @@ def test_a_loaded_detector_keeps_its_precision(model, tmp_path):
     half.save(tmp_path / "half.keras")
     assert computes_in(load_detector(tmp_path / "half.keras")) == "float32"
     assert computes_in(load_detector(tmp_path / "half.keras", dtype=None)) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "kind, settings, said",
+    [
+        ("RegressBoxes", {"std": [0.1, 0.1, 0.2, 0.2], "coding": "corners"}, "box_coding"),
+        ("FilterDetections", {"levels": {"sizes": [8, 16, 32, 64, 128]}}, "levels"),
+    ],
+)
+def test_layers_may_not_contradict_the_card(kind, settings, said):
+    from retinanet_nb.model_files import _check_agreement
+
+    with pytest.raises(ValueError, match=said):
+        _check_agreement([(kind, settings)], HyperParameters())
+    plain = {"RegressBoxes": {"std": [0.1, 0.1, 0.2, 0.2]}, "FilterDetections": {"levels": {}}}
+    _check_agreement([(kind, plain[kind])], HyperParameters())

@@ -20,6 +20,7 @@ import yaml
 from nbdev.clean import clean_nb
 
 import book
+import website
 
 ROOT = book.ROOT
 PAGES = book.notebooks()
@@ -308,7 +309,9 @@ def test_check_finds_faults(tmp_path):
 
 def test_nbdev_processes_the_notebooks(tmp_path):
     copied = project_copy(tmp_path / "project")
+    shutil.copytree(ROOT / "retinanet_nb", copied / "retinanet_nb")
     printed = book.process(copied)
+    website.finish(copied)
     assert not re.search(r"warn|error|traceback", printed, re.I), printed
     problems = book.check_processed(copied)
     assert not problems, "\n".join(problems)
@@ -316,7 +319,21 @@ def test_nbdev_processes_the_notebooks(tmp_path):
         yaml.safe_load((copied / "_proc/_quarto.yml").read_text(encoding="utf-8"))["project"]["type"]
         == "website"
     )
-    assert (copied / "_proc/styles.css").exists()
+    for name in (
+        "styles.css",
+        "site.scss",
+        "after-body.html",
+        "404.qmd",
+        "references.bib",
+        "favicon.svg",
+        "card.png",
+    ):
+        assert (copied / "_proc" / name).exists(), f"{name} was left behind"
+    linked = [
+        p for p in (copied / "_proc").rglob("*.ipynb") if "Open in Colab" in p.read_text(encoding="utf-8")
+    ]
+    wanted = [p for p in book.notebooks(copied) if website.runs_in_colab(p)]
+    assert sorted(p.name for p in linked) == sorted(p.name for p in wanted)
 
 
 def test_quarto_configuration(settings):
@@ -342,8 +359,33 @@ def test_readme_in_step_with_index():
             assert (ROOT / target.partition("#")[0]).exists(), (
                 f"README.md: [{words}]({target}) leads to no file"
             )
-    for command in ("make demo", "make test"):
-        assert command in text
+    commands = re.search(r"^```sh\n(git clone .*?)^```", text, re.M | re.S)[1]
+    assert "make demo" in commands and "make test" in commands
+
+
+def test_readme_figures_are_those_measured():
+    "What the first screen claims stands in the result of `make demo`."
+    text, _ = book.readme()
+    result = book.read(ROOT / "nbs/results/shapes.json")
+    assert result["commands"] == ["make demo"]
+    line = next(line for line in text.splitlines() if line.startswith("- **Results:**"))
+    minutes = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    assert f"{minutes[round(result['processor_minutes'])]} minutes of processor time" in line
+    assert f"in {result['test']['pictures']} new pictures" in line
+    assert f"VOC07 mAP of **{result['test']['voc07_map']:.2f}**" in line
+
+
+def test_readme_leads_to_the_site_and_to_the_notebooks():
+    text, _ = book.readme()
+    found = re.findall(
+        r"\]\(https://retinanet-nb\.github\.io/retinanet_nb/([\w/]+\.html)[^)]*\) \(\[notebook\]\(nbs/([^)]+)\)\)",
+        text,
+    )
+    assert {page for _, page in found} >= {n for n in NAMES if n != "index.ipynb"}
+    for address, page in found:
+        assert address == book.address(page)
+    assert book.address("04a_anchors.ipynb") == "anchors.html"
+    assert book.address("tutorials/questions.ipynb") == "tutorials/questions.html"
 
 
 # --- packaging -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,10 @@ from hypothesis import assume, given, settings, strategies as st
 
 import oracles
 from helpers import numpy
-from retinanet_nb.targets import assign_targets
+from retinanet_nb.anchors import Part
+from retinanet_nb.boxes import CornerCoder
+from retinanet_nb.hyperparameters import HyperParameters
+from retinanet_nb.targets import BACKGROUND, IGNORED, Matcher, assign_targets
 
 DEFAULTS = dict(negative_overlap=0.4, positive_overlap=0.5, force_match=True, std=oracles.BOX_STD)
 
@@ -192,3 +195,50 @@ def test_inside_a_compiled_graph(xla):
     deltas, classes = run(tf.constant(boxes), tf.constant(labels))
     np.testing.assert_array_equal(classes.numpy(), eager[1])
     np.testing.assert_allclose(deltas.numpy()[eager[1] >= 0], eager[0][eager[1] >= 0], atol=1e-4)
+
+
+# ---- parts of one's own
+
+
+def test_the_matcher_of_hyperparameters_does_what_the_numbers_do():
+    h = HyperParameters(negative_overlap=0.2, positive_overlap=0.3, force_match=False)
+    assert Matcher.of(h) == Matcher(0.2, 0.3, False)
+    rng = np.random.default_rng(0)
+    xy = rng.uniform(0, 80, (60, 2))
+    anchors = np.concatenate([xy, xy + rng.uniform(10, 40, (60, 2))], 1)
+    boxes, labels = anchors[None, :5] + rng.uniform(-9, 9, (1, 5, 4)), np.arange(5)[None]
+    plain = assign(anchors, boxes, labels, negative_overlap=0.2, positive_overlap=0.3, force_match=False)
+    parts = assign(anchors, boxes, labels, matcher=Matcher.of(h))
+    for a, b in zip(plain, parts):
+        np.testing.assert_array_equal(a, b)
+    assert {BACKGROUND, IGNORED, 0} <= set(plain[1].ravel())
+
+
+class Nearest(Part):
+    """Every object gets the one anchor whose centre is nearest; nobody else anything."""
+
+    def __call__(self, anchors, boxes, valid):
+        centre = lambda x: (x[..., :2] + x[..., 2:]) / 2
+        away = keras.ops.norm(centre(anchors)[None, :, None] - centre(boxes)[:, None], axis=-1)
+        away = keras.ops.where(valid[:, None], away, np.inf)
+        nearest = keras.ops.argmin(away, axis=1)
+        mine = keras.ops.arange(len(anchors))[None, :, None] == nearest[:, None]
+        mine = mine & valid[:, None]
+        return keras.ops.where(
+            keras.ops.any(mine, -1), keras.ops.cast(keras.ops.argmax(mine, -1), "int32"), -1
+        )
+
+
+def test_a_matcher_of_ones_own_decides_alone():
+    anchors = [[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]]
+    boxes = [[[21, 1, 24, 4], [900, 0, 910, 10]], [[1, 0, 10, 9], [-1, -1, -1, -1]]]
+    deltas, classes = assign(anchors, boxes, [[7, 8], [9, -1]], matcher=Nearest())
+    assert classes.tolist() == [[-1, 7, 8], [9, -1, -1]]
+    assert (deltas[classes < 0] == 0).all() and (deltas[classes >= 0] != 0).any()
+
+
+def test_targets_in_another_coding():
+    anchors, boxes = np.array([[0, 0, 20, 10], [50, 50, 60, 60]], "float32"), np.array([[[2, 0, 22, 10]]])
+    deltas, classes = assign(anchors, boxes, [[1]], coder=CornerCoder((0.5,) * 4))
+    assert classes.tolist() == [[1, -1]]
+    np.testing.assert_allclose(deltas, [[[0.2, 0, 0.2, 0], [0, 0, 0, 0]]], atol=1e-6)

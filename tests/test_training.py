@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import keras
@@ -14,13 +15,17 @@ import numpy as np
 import pytest
 from helpers import ROOT, drawn, python, small
 
+from retinanet_nb.anchors import Part, anchors_for_shape
+from retinanet_nb.boxes import CornerCoder, overlaps
 from retinanet_nb.hyperparameters import HyperParameters
-from retinanet_nb.retinanet import read_model, retinanet_model
+from retinanet_nb.losses import focal_loss, smooth_l1_loss
+from retinanet_nb.retinanet import model_card, read_model, retinanet_model
 from retinanet_nb.retinanet_box import load_detector, retinanet_box
 from retinanet_nb import training
 from retinanet_nb.files import MANIFEST, claim, save_atomically
 from retinanet_nb.records import Record
 from retinanet_nb.shapes import make_shapes
+from retinanet_nb.targets import assign_targets
 from retinanet_nb.training import (
     RUN_FILES,
     Checkpoint,
@@ -995,3 +1000,49 @@ def test_a_run_lists_only_files_that_exist(tmp_path):
     (tmp_path / "config.json").touch()
     run = Run(None, [], tmp_path, None, True)
     assert set(run.files) == {"config.json"} and str(tmp_path) in run.hint and "epochs=0" in repr(run)
+
+
+# --- parts of one's own ---------------------------------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable("test")
+@dataclass(frozen=True)
+class BestK(Part):
+    """The k anchors that overlap an object most answer for it; everything else is background."""
+
+    k: int = 9
+
+    def __call__(self, anchors, boxes, valid):
+        iou = keras.ops.where(valid[:, None], overlaps(anchors, boxes), 0.0)
+        ranked = keras.ops.top_k(keras.ops.transpose(iou, (0, 2, 1)), self.k)[0]
+        claim = keras.ops.where((iou >= ranked[:, None, :, -1]) & (iou > 0), iou, -1.0)
+        best = keras.ops.cast(keras.ops.argmax(claim, axis=-1), "int32")
+        return keras.ops.where(keras.ops.max(claim, axis=-1) > 0, best, -1)
+
+
+def test_training_with_a_matcher_and_a_coder_of_ones_own():
+    keras.utils.set_random_seed(0)
+    model = retinanet_model(2, small(batch_norm_momentum=0.9))
+    trainer = RetinaNetTrainer(model, matcher=BestK(4), coder=CornerCoder())
+    trainer.compile(optimizer=keras.optimizers.AdamW(2e-3), jit_compile=False)
+    images, boxes, labels = drawn(2)
+    truth = {"boxes": boxes, "labels": labels}
+    losses = [float(trainer.train_on_batch(images, truth, return_dict=True)["loss"]) for _ in range(25)]
+    assert losses[-1] < 0.4 * losses[0]
+
+    # the losses are those of these targets, and not those of the usual ones
+    outputs = {name: keras.ops.convert_to_numpy(x) for name, x in model(images).items()}
+    found = [float(x) for x in trainer.losses_of(images, truth, outputs)]
+    anchors = anchors_for_shape(images.shape[1:3])
+    deltas, classes = assign_targets(anchors, boxes, labels, matcher=BestK(4), coder=CornerCoder())
+    wanted = (
+        focal_loss()(classes, outputs["classification"]),
+        smooth_l1_loss()(classes, deltas, outputs["regression"]),
+    )
+    np.testing.assert_allclose(found, [float(x) for x in wanted], rtol=1e-5)
+    usual = RetinaNetTrainer(model).losses_of(images, truth, outputs)
+    assert abs(float(usual[0]) - found[0]) > 1e-3
+
+    again = RetinaNetTrainer.from_config(trainer.get_config())
+    assert (again.matcher, again.coder) == (BestK(4), CornerCoder())
+    assert again.custom[0] is None and again.anchors.parameters == model_card(model).hyperparameters.anchors
