@@ -945,7 +945,11 @@ def _run_of(model):
 
 
 def _detector_file(model):
-    "The file that `model` means: a detector, or that of a run."
+    "The file that `model` means: a detector, or that of a run; a published name."
+    from retinanet_nb.model_files import PUBLISHED
+
+    if str(model) in PUBLISHED:
+        return model
     path = Path(model)
     if path.is_dir():
         names = ("detector.keras", "best.keras", "last.keras")
