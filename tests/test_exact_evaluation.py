@@ -146,6 +146,11 @@ def test_the_surest_hundred_of_each_picture():
         rows = np.flatnonzero((stack.labels == 1) & (stack.picture == i))
         best = rows[np.argsort(-stack.scores[rows], kind="stable")[:100]]
         assert mine[picture == i].tolist() == sorted(best.tolist())
+    # a picture with few beside one with many
+    uneven = Found(np.zeros((150, 4)), np.arange(150) / 150, np.zeros(150, int))
+    one = Found(np.zeros((1, 4)), np.zeros(1), np.zeros(1, int))
+    mine, picture = evaluation._surest(stack_detections([one, uneven, one]), 0)
+    assert mine.tolist() == [0, *range(51, 151), 151] and np.bincount(picture).tolist() == [1, 100, 1]
     few, at = evaluation._surest(stack.take(np.arange(5)), 0)
     assert few.tolist() == np.flatnonzero(stack.labels[:5] == 0).tolist() and set(at) <= {0}
 
