@@ -1,0 +1,307 @@
+"""Weights trained elsewhere (chapter 3.4): the networks of others against ours, and hostile files."""
+
+import hashlib
+import http.server
+import os
+import pickle
+import threading
+import zipfile
+
+import numpy as np
+import pytest
+import torchvision_reference as reference
+from helpers import numpy
+
+from retinanet_nb import weights
+from retinanet_nb.anchors import anchors_for_shape
+from retinanet_nb.retinanet import model_card, retinanet_model
+from retinanet_nb.retinanet_box import load_detector, retinanet_box
+from retinanet_nb.weights import COCO_CLASSES, read_keras_retinanet, read_pth, read_torchvision
+
+ROWS = [i for i in range(91) if i not in reference.GAPS]
+
+
+@pytest.fixture(scope="module")
+def fixture(root):
+    with np.load(root / "tests/data/torchvision.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def imported(request, tmp_path_factory):
+    "`(version, model)` read from a file of the published form, v1 with the older names."
+    state = reference.tensors(request.param)
+    path = tmp_path_factory.mktemp("torchvision") / f"v{request.param}.pth"
+    reference.write_pth(path, reference.older(state) if request.param == 1 else state)
+    model = read_torchvision(path)
+    path.unlink()
+    return request.param, model
+
+
+def compare(model, detector, image, rows, classes, logits, deltas, boxes, scores, labels):
+    "Ours against torchvision's: logits and deltas to 1e-4, detections to 1e-3 px and 1e-4 in score."
+    raw = model(image[None], training=False)
+    ours = {name: numpy(value)[0] for name, value in raw.items()}
+    known = np.isin(classes, ROWS)
+    places = np.searchsorted(ROWS, classes[known])
+    got = ours["classification"][rows[known], places]
+    for a, b in ((got, logits[known]), (ours["regression"][rows], deltas)):
+        assert np.abs(a - b).max() <= 1e-4 * np.abs(b).max(), np.abs(a - b).max() / np.abs(b).max()
+    found = [np.asarray(x)[0] for x in detector.predict_on_batch(image[None])]
+    n = int((found[1] >= 0).sum())
+    assert n == len(scores)
+    used = np.zeros(n, bool)
+    for box, score, label in zip(boxes, scores, labels):
+        near = np.abs(found[0][:n] - box).max(1) + 1e3 * used + 1e3 * (found[2][:n] != ROWS.index(label))
+        j = int(near.argmin())
+        assert near[j] < 1e-3 and abs(found[1][j] - score) < 1e-4
+        used[j] = True
+
+
+def test_both_versions_say_what_torchvision_says(imported, fixture):
+    version, model = imported
+    card = model_card(model)
+    assert card.class_names == list(COCO_CLASSES)
+    assert card.hyperparameters.pyramid_top == ("p5" if version == 1 else "c5")
+    detector = retinanet_box(model)
+    for i in range(10):
+        image = reference.picture(i)
+        n = len(numpy(anchors_for_shape(image.shape[:2], card.hyperparameters.anchors)))
+        known = {k: fixture[f"v{version}/{i}/{k}"] for k in ("logits", "deltas", "boxes", "scores", "labels")}
+        compare(model, detector, image, *reference.sampled(n, 91, i), **known)
+    assert sum(len(fixture[f"v{version}/{i}/scores"]) for i in range(10)) > 100
+
+
+def test_the_fixture_is_what_torchvision_says_today(fixture):
+    if reference.library() is None:
+        pytest.skip("torchvision is not installed: the fixture stands for it")
+    for version, eps in ((1, 0.0), (2, 1e-5)):
+        model = reference.theirs(version, eps)
+        logits, deltas, boxes, *_ = reference.expected(model, reference.picture(0))
+        rows, classes = reference.sampled(len(logits), 91, 0)
+        known = {k: fixture[f"v{version}/0/{k}"] for k in ("logits", "deltas", "boxes", "scores")}
+        np.testing.assert_allclose(logits[rows, classes], known["logits"], atol=1e-3)
+        np.testing.assert_allclose(deltas[rows], known["deltas"], atol=1e-3)
+        np.testing.assert_allclose(boxes, known["boxes"], atol=1e-2)
+
+
+def test_a_detector_file_keeps_all_of_it_and_starts_other_classes(imported, tmp_path, capsys):
+    version, model = imported
+    if version == 1:
+        pytest.skip("one of the two is enough")
+    path = tmp_path / "coco.keras"
+    model.save(path)
+    picture = reference.picture(0)
+    detector = load_detector(path)
+    for a, b in zip(
+        detector.predict_on_batch(picture[None]), retinanet_box(model).predict_on_batch(picture[None])
+    ):
+        np.testing.assert_array_equal(a, b)
+    h = detector.hyperparameters
+    other = retinanet_model(2, h, ("racoon", "cat"), weights=path)
+    assert "cat" in capsys.readouterr().out
+    old, new = (numpy(m(picture[None], training=False)["classification"]) for m in (model, other))
+    cat = COCO_CLASSES.index("cat")
+    np.testing.assert_allclose(new[..., 1], old[..., cat], rtol=1e-4, atol=1e-4)
+    assert abs(1 / (1 + np.exp(-np.median(new[..., 0]))) - 0.01) < 0.009
+    trainable = {v.path.split("/")[-2] for v in other.trainable_variables}
+    assert not any(name.endswith("_bn") for name in trainable)
+    assert "c2_1_1_conv" not in trainable and "c3_1_1_conv" in trainable
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def small_state():
+    "A few tensors under the names that decide what network it is."
+    return {k: v for k, v in reference.tensors(2).items() if "fpn.extra" in k or "layer_blocks.0" in k}
+
+
+def says(path, word, read=read_torchvision):
+    "The one sentence of the ValueError, which names the file and holds `word`."
+    with pytest.raises(ValueError) as error:
+        read(path)
+    said = str(error.value)
+    assert path.name in said and word in said and "\n" not in said, said
+    return said
+
+
+def test_a_pickle_that_calls_is_refused_before_anything_runs(tmp_path):
+    for protocol in (0, 2, 4):
+        for layout in ("zip", "sequence", "bare"):
+            path, trace = tmp_path / "evil.pth", tmp_path / "trace"
+            program = pickle.dumps({"weights": Evil(trace)}, protocol=protocol)
+            if layout == "zip":
+                with zipfile.ZipFile(path, "w") as archive:
+                    archive.writestr("archive/data.pkl", program)
+            else:
+                path.write_bytes((weights._MAGIC if layout == "sequence" else b"") + program)
+            says(path, "not a file of PyTorch weights")
+            assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.load", "collections.Counter"])
+def test_names_in_a_pickle(tmp_path, name):
+    module, function = name.split(".")
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        archive.writestr("a/data.pkl", f"\x80\x02c{module}\n{function}\n)R.".encode("latin1"))
+    assert name in says(tmp_path / "x.pth", "nothing of it was executed")
+
+
+def test_damaged_files(tmp_path):
+    path = tmp_path / "x.pth"
+    state = small_state()
+    reference.write_pth(path, state)
+    whole = path.read_bytes()
+    for name, array in read_pth(path).items():
+        np.testing.assert_array_equal(array, state[name])
+    path.write_bytes(whole[: len(whole) // 2])
+    says(path, "cut off")
+    path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 255]) + whole[5001:])
+    says(path, "CRC")
+    path.write_bytes(b"")
+    says(path, "neither")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(10_000_000))
+    says(path, "packs nothing")
+    with pytest.raises(FileNotFoundError, match="no weights file"):
+        read_torchvision(tmp_path / "nowhere.pth")
+
+
+def test_tensors_missing_misshapen_or_left_over(tmp_path):
+    path = tmp_path / "x.pth"
+    state = {name: np.zeros(shape, "float32") for name, shape in reference.shapes(1).items()}
+    changes = (
+        ("backbone.body.layer2.0.bn1.running_var", None, "lacks the tensor"),
+        ("backbone.fpn.layer_blocks.1.0.bias", np.zeros(255, "float32"), "(255,)"),
+        ("head.classification_head.cls_logits.weight", None, "lacks the tensor"),
+        ("more.weight", np.zeros(3, "float32"), "no place for"),
+    )
+    for name, value, word in changes:
+        changed = {k: v for k, v in {**state, name: value}.items() if v is not None}
+        reference.write_pth(path, changed)
+        assert name in says(path, word)
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    body, asked, cut = b"", 0, 0
+
+    def do_GET(self):
+        type(self).asked += 1
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(self.body) - start))
+        self.end_headers()
+        end = self.cut if self.asked == 1 and self.cut else None
+        self.wfile.write(self.body[start:end])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    "The published files at a local address, and an empty cache folder."
+    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    monkeypatch.setattr(weights, "_ADDRESS", f"http://127.0.0.1:{served.server_address[1]}/models")
+    monkeypatch.setenv("RETINANET_CACHE", str(tmp_path / "cache"))
+    Server.asked, Server.cut = 0, 0
+    yield served
+    served.shutdown()
+    served.server_close()
+
+
+def published(monkeypatch, path):
+    "Serve the file `path` as coco-v1, its name ending with its own checksum."
+    Server.body = path.read_bytes()
+    digits = hashlib.sha256(Server.body).hexdigest()[:8]
+    monkeypatch.setitem(weights._RELEASED, "coco-v1", f"retinanet_resnet50_fpn_coco-{digits}.pth")
+    return weights._RELEASED["coco-v1"]
+
+
+def test_weights_by_name_are_fetched_once(server, monkeypatch, tmp_path):
+    state = {name: np.ones(shape, "float32") for name, shape in reference.shapes(1).items()}
+    reference.write_pth(tmp_path / "x.pth", reference.older(state))
+    published(monkeypatch, tmp_path / "x.pth")
+    Server.cut = 40_000_000  # the connection breaks off once
+    detector = load_detector("coco-v1", max_detections=5)
+    assert detector.class_names == list(COCO_CLASSES) and Server.asked == 2
+    model = retinanet_model(80, detector.hyperparameters, weights="coco-v1")
+    assert model_card(model).class_names == list(COCO_CLASSES) and Server.asked == 2
+    assert [p.name for p in (tmp_path / "cache").glob("coco*")] == ["coco-v1.keras"]
+
+
+def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
+    Server.body = b"something else"
+    with pytest.raises(ValueError, match="arrived with the checksum"):
+        weights.coco_weights("coco-v1", progress=False)
+    assert not list((tmp_path / "cache").glob("*.keras")) and not list((tmp_path / "cache").glob("*.pth"))
+
+
+def test_a_hostile_file_with_the_right_checksum_is_not_kept(server, monkeypatch, tmp_path):
+    with zipfile.ZipFile(tmp_path / "evil.pth", "w") as archive:
+        archive.writestr("a/data.pkl", pickle.dumps({"w": Evil(tmp_path / "trace")}, protocol=2))
+    published(monkeypatch, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="nothing of it was executed"):
+        weights.coco_weights("coco-v1", progress=False)
+    assert not (tmp_path / "trace").exists() and not list((tmp_path / "cache").glob("*.keras"))
+
+
+def test_without_a_network_it_says_what_to_fetch(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(weights, "_ADDRESS", "http://127.0.0.1:9/models")
+    monkeypatch.setattr("retinanet_nb.download.time.sleep", lambda seconds: None)
+    with pytest.raises(OSError) as error:
+        weights.coco_weights("coco", progress=False)
+    said = str(error.value)
+    assert "retinanet_resnet50_fpn_v2_coco-5905b1c5.pth" in said and str(tmp_path / "cache") in said
+    assert "\n" not in said
+
+
+def test_keras_retinanet_says_the_same(tmp_path):
+    import keras_retinanet_reference as theirs
+
+    network = theirs.network(5)
+    path = tmp_path / "resnet50.h5"
+    theirs.save(network, path)
+    model = read_keras_retinanet(path, ("a", "b", "c", "d", "e"))
+    h = model_card(model).hyperparameters
+    assert (h.backbone, h.box_coding, h.box_std) == ("resnet50caffe", "corners", (0.2,) * 4)
+    detector = retinanet_box(model)
+    found = 0
+    for i in range(3):
+        image = reference.picture(i)
+        bgr = image[None, ..., ::-1].astype("float32") - np.array([103.939, 116.779, 123.68], "float32")
+        deltas, scores = (numpy(x)[0] for x in network(bgr, training=False))
+        ours = {name: numpy(x)[0] for name, x in model(image[None], training=False).items()}
+        assert np.abs(ours["regression"] - deltas).max() <= 1e-4 * np.abs(deltas).max()
+        logits = np.log(scores) - np.log1p(-scores)
+        assert np.abs(ours["classification"] - logits).max() <= 1e-4 * np.abs(logits).max()
+        anchors = numpy(anchors_for_shape(image.shape[:2], h.anchors))
+        boxes, best, labels = (np.asarray(x)[0] for x in detector.predict_on_batch(image[None]))
+        possible = theirs.decoded(anchors, deltas, image.shape[:2])
+        for box, score, label in zip(boxes, best, labels):
+            if score >= 0:  # one of their boxes, with their score
+                fits = np.abs(possible - box).max(1) < 1e-3
+                assert (np.abs(scores[fits, label] - score) < 1e-4).any()
+                found += 1
+    assert found > 50
+
+
+def test_h5_files_that_are_something_else(tmp_path):
+    import h5py
+
+    path = tmp_path / "x.h5"
+    path.write_bytes(b"no HDF5")
+    says(path, "no HDF5 file", read_keras_retinanet)
+    with h5py.File(path, "w") as file:
+        file["model_weights/dense/dense/kernel:0"] = np.zeros((3, 3))
+    says(path, "res5c_branch2c", read_keras_retinanet)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("a/b", (4,), "f4", external=[(str(tmp_path / "secret"), 0, 16)])
+    says(path, "lies in another file", read_keras_retinanet)
