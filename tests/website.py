@@ -399,13 +399,17 @@ def finish(root=ROOT):
     trees = [public(module, root)[1] for module in modules(root)]
     for page in book.notebooks(root):
         made = root / "_proc" / page.relative_to(root / "nbs")
-        nb = book.read(made)
+        nb, nested = book.read(made), False
         for cell in nb["cells"]:
+            if cell["cell_type"] == "markdown":
+                nested = nested or bool(re.search(r"^## ", book.FENCE.sub("", book.source(cell)), re.M))
             if "show_doc(" not in book.source(cell):
                 continue
             for output in cell.get("outputs", []):
                 for kind in set(output.get("data", {})) & {"text/markdown", "text/plain"}:
                     text = "".join(output["data"][kind])
+                    if not nested:  # on a page without sections, nbdev's headings would skip a level
+                        text = re.sub(r"^### ", "## ", text, flags=re.M)
                     output["data"][kind] = mend_signature(text, trees).splitlines(True)
         if runs_in_colab(page):
             front = yaml.safe_load(book.source(nb["cells"][0]).strip().strip("-"))
