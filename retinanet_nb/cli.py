@@ -964,19 +964,6 @@ def _detector_file(model):
     return path
 
 
-def _opened(model):
-    """The detector in a file: of this package, or an exported one, which needs no
-    engine.
-    """
-    from retinanet_nb.export import OPENERS, load_exported
-
-    if Path(model).suffix in OPENERS:
-        return load_exported(model)
-    with _hushed():
-        from retinanet_nb.retinanet_box import load_detector
-    return load_detector(model)
-
-
 def _address(path):
     "What to add to a message about a path that is an address."
     if not re.match(r"(?i)[a-z][a-z0-9+.-]+:/", str(path)):
@@ -998,6 +985,19 @@ def _measured_on(run, model):
             f"the run in {run} was not measured on anything: name a data set"
         )
     return _open_both(about, config["class_names"], resume=True)[1]
+
+# %% ../nbs/10_cli.ipynb #9ce00011
+def _any_detector(model):
+    """The detector in a file: of this package, or an exported one, which needs no
+    engine.
+    """
+    from retinanet_nb.export import OPENERS, load_exported
+
+    if Path(model).suffix in OPENERS:
+        return load_exported(model)
+    with _hushed():
+        from retinanet_nb.retinanet_box import load_detector
+    return load_detector(model)
 
 # %% ../nbs/10_cli.ipynb #eb2b7ba6
 #| code-fold: true
@@ -1041,7 +1041,7 @@ def retinanet_evaluate(
         from retinanet_nb.evaluation import evaluate
 
         report = evaluate(
-            _opened(model),
+            _any_detector(model),
             dataset,
             batch_size=batch_size,
             iou_threshold=iou_threshold,
@@ -1436,7 +1436,7 @@ def _watch(model, words, folder, score_threshold, batch_size, show):
     with claim(folder, [ROWS, RESULT, name]) as ours:
         batch_size = 1 if camera else batch_size
         frames = _annotated_frames(
-            _opened(model), _frames(video), batch_size, score_threshold
+            _any_detector(model), _frames(video), batch_size, score_threshold
         )
         counts = []
         with _rows_kept(ours) as keep:
@@ -1478,7 +1478,7 @@ def retinanet_detect(
     _check_apart(paths, folder)
     names = _annotated_names(paths)
     with claim(folder, [ROWS, RESULT, *names]) as ours:
-        detector = _opened(model)
+        detector = _any_detector(model)
         options = min(batch_size, len(paths)), score_threshold
         total, done, refused = _detect_all(detector, paths, names, ours, *options)
     print(
@@ -1546,7 +1546,7 @@ def retinanet_export(
     free_size: store_true = False,
     precision: str = "float32",  # half: openvino, litert; int8: onnx
     # folder of pictures to compare on; int8 finds its bounds with them
-    pictures: str = None,
+    sample: str = None,
     replace: store_true = False,  # may replace an older file
     version: _Version = THIS,
 ):
@@ -1568,7 +1568,7 @@ def retinanet_export(
             batch or None,
             None if free_size else "canvas",
             precision,
-            _canvases(pictures, h.image_size),
+            _canvases(sample, h.image_size),
             replace,
         )
     print(

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from fastcore.basics import patch
 
 from .evaluation import iou_matrix
 from .files import _short
@@ -63,7 +64,7 @@ def _suppress(boxes, groups, nms_threshold, max_detections):
         left = left[(overlap <= nms_threshold) | (groups[left] != groups[best])]
     return np.array(kept, int)
 
-# %% ../nbs/09a_export.ipynb #9ae00010
+# %% ../nbs/09a_export.ipynb #9ae00011
 def filter_arrays(
     boxes: np.ndarray,  # (N, 4) float, pixels
     scores: np.ndarray,  # (N, K) float, 0…1
@@ -101,7 +102,7 @@ def filter_arrays(
         np.pad(labels, (0, pad), constant_values=-1).astype(np.int32),
     )
 
-# %% ../nbs/09a_export.ipynb #9ae00014
+# %% ../nbs/09a_export.ipynb #9ae00015
 FORMAT_VERSION = 1
 KEY = "retinanet_nb"  # of the metadata
 
@@ -121,7 +122,7 @@ class Card(NamedTuple):
         values = {**self._asdict(), "hyperparameters": h}
         return json.dumps({"format_version": FORMAT_VERSION, **values})
 
-# %% ../nbs/09a_export.ipynb #9ae00016
+# %% ../nbs/09a_export.ipynb #9ae00017
 def _card(
     text,  # JSON of Card.to_json, or None where the file has none
     path,  # the file, for messages
@@ -150,7 +151,7 @@ def _card(
         )
     return card._replace(hyperparameters=h, class_names=names)
 
-# %% ../nbs/09a_export.ipynb #9ae00018
+# %% ../nbs/09a_export.ipynb #9ae00019
 class Opened(NamedTuple):
     "A file in its runtime."
 
@@ -174,7 +175,7 @@ def _sides(shape):
     "(B, H, W) of an input, with None for what is free."
     return tuple(n if isinstance(n, int) and n > 0 else None for n in shape[:3])
 
-# %% ../nbs/09a_export.ipynb #9ae00019
+# %% ../nbs/09a_export.ipynb #9ae0001b
 def _open_onnx(path, precision):
     runtime = _library("onnxruntime", "onnx")
     providers = runtime.get_available_providers()
@@ -187,7 +188,7 @@ def _open_onnx(path, precision):
     card = session.get_modelmeta().custom_metadata_map.get(KEY)
     return Opened(run, _sides(taken.shape), card)
 
-# %% ../nbs/09a_export.ipynb #9ae0001b
+# %% ../nbs/09a_export.ipynb #9ae0001d
 def _open_openvino(path, precision):
     openvino = _library("openvino", "openvino")
     hint = {"float32": "f32", "bfloat16": "bf16", "half": "f16"}[precision]
@@ -199,20 +200,17 @@ def _open_openvino(path, precision):
         answer = compiled(images)
         return [answer[k] for k in range(len(model.outputs))]
 
-    shape = [
-        d.get_length() if d.is_static else None
-        for d in model.input().partial_shape
-    ]
+    sides = model.input().partial_shape
+    shape = [d.get_length() if d.is_static else None for d in sides]
     card = model.get_rt_info(KEY).value if model.has_rt_info(KEY) else None
     return Opened(run, _sides(shape), card)
 
-# %% ../nbs/09a_export.ipynb #9ae0001c
+# %% ../nbs/09a_export.ipynb #9ae0001f
 def _open_litert(path, precision):
     litert = _library("ai_edge_litert.interpreter", "litert")
     network = litert.Interpreter(str(path), num_threads=os.cpu_count())
     network.allocate_tensors()
     taken = network.get_input_details()[0]
-    # boxes have four columns more often than not, so the names decide
     given = sorted(network.get_output_details(), key=lambda o: o["name"])
 
     def run(images):
@@ -239,7 +237,7 @@ def _check_precision(path, precision):
             f"{path} can be computed in {' or '.join(known)}, not {precision!r}"
         )
 
-# %% ../nbs/09a_export.ipynb #9ae0001e
+# %% ../nbs/09a_export.ipynb #9ae00021
 class ExportedDetector:
     """A detector in a file of `export_detector`, run without Keras.
 
@@ -271,39 +269,43 @@ class ExportedDetector:
         self.class_names = self.card.class_names
         self.hyperparameters = self.card.hyperparameters
 
-    def predict_on_batch(
-        self,
-        images,  # (B, H, W, 3) RGB 0…255
-    ):
-        """Boxes (B, D, 4) in pixels, scores (B, D) falling, labels (B, D) int32,
-        padded with −1.
+# %% ../nbs/09a_export.ipynb #9ae00023
+@patch
+def predict_on_batch(
+    self: ExportedDetector,
+    images,  # (B, H, W, 3) RGB 0…255
+):
+    """Boxes (B, D, 4) in pixels, scores (B, D) falling, labels (B, D) int32,
+    padded with −1.
 
-        Raises `ValueError` where the file was made for pictures of another size.
-        """
-        images = _as_bytes(images)
-        batch, *size = self._opened.shape
-        for have, want in zip(images.shape[1:3], size):
-            if want is not None and have != want:
-                raise ValueError(
-                    f"{self.path} takes pictures of {size[1]}×{size[0]} pixels, not"
-                    f" {images.shape[2]}×{images.shape[1]}"
-                )
-        answers = [self._answer(part) for part in _portions(images, batch)]
-        together = (np.concatenate(parts) for parts in zip(*answers))
-        return tuple(array[: len(images)] for array in together)
+    Raises `ValueError` where the file was made for pictures of another size.
+    """
+    images = _as_bytes(images)
+    batch, *size = self._opened.shape
+    for have, want in zip(images.shape[1:3], size):
+        if want is not None and have != want:
+            raise ValueError(
+                f"{self.path} takes pictures of {size[1]}×{size[0]} pixels, not"
+                f" {images.shape[2]}×{images.shape[1]}"
+            )
+    answers = [self._answer(part) for part in _portions(images, batch)]
+    together = (np.concatenate(parts) for parts in zip(*answers))
+    return tuple(array[: len(images)] for array in together)
 
-    def _answer(self, images):
-        "Boxes, scores and labels of as many pictures as the file takes at once."
-        answer = self._opened.run(images)
-        if self.card.suppression == "inside":
-            return answer
-        filtered = [
-            filter_arrays(boxes, scores, **self.card.options)
-            for boxes, scores in zip(*answer)
-        ]
-        return [np.stack(column) for column in zip(*filtered)]
 
-# %% ../nbs/09a_export.ipynb #9ae00020
+@patch
+def _answer(self: ExportedDetector, images):
+    "Boxes, scores and labels of as many pictures as the file takes at once."
+    answer = self._opened.run(images)
+    if self.card.suppression == "inside":
+        return answer
+    filtered = [
+        filter_arrays(boxes, scores, **self.card.options)
+        for boxes, scores in zip(*answer)
+    ]
+    return [np.stack(column) for column in zip(*filtered)]
+
+# %% ../nbs/09a_export.ipynb #9ae00025
 def _as_bytes(images):
     "`images` as uint8 (B, H, W, 3); `ValueError` where they are something else."
     images = np.asarray(images)
@@ -335,7 +337,7 @@ def load_exported(
     "The detector in an exported file; see `ExportedDetector` for its errors."
     return ExportedDetector(path, precision)
 
-# %% ../nbs/09a_export.ipynb #9ae00022
+# %% ../nbs/09a_export.ipynb #9ae00027
 def _boxes_and_scores(detector):
     "The part of a detector up to boxes (B, N, 4) and scores (B, N, K), as a model."
     from retinanet_nb.engine import keras
@@ -344,7 +346,7 @@ def _boxes_and_scores(detector):
     outputs = [detector.get_layer(name).output for name in ends]
     return keras.Model(detector.input, outputs)
 
-
+# %% ../nbs/09a_export.ipynb #9ae00029
 def _suppressed(boxes, scores, labels, options):
     """Detections of one picture's candidates by the operation that ONNX and
     OpenVINO have, padded with −1: boxes (1, D, 4), scores (1, D), labels (1, D).
@@ -375,7 +377,7 @@ def _suppressed(boxes, scores, labels, options):
         for x in (boxes, scores, labels)
     )
 
-# %% ../nbs/09a_export.ipynb #9ae00024
+# %% ../nbs/09a_export.ipynb #9ae0002b
 def _graph(detector, options, suppression, shape):
     """A TensorFlow function of images uint8 `shape` (B, H, W, 3), which gives boxes
     and scores, or boxes, scores and labels; and what it is traced with.
@@ -406,7 +408,7 @@ def _graph(detector, options, suppression, shape):
     function.network = model
     return function, tf.TensorSpec(shape, tf.uint8, name="images")
 
-# %% ../nbs/09a_export.ipynb #9ae00026
+# %% ../nbs/09a_export.ipynb #9ae0002d
 NAMES = {"outside": ("boxes", "scores"), "inside": ("boxes", "scores", "labels")}
 
 
@@ -447,7 +449,7 @@ def _rename_output(graph, output, name):
                 node.input[k] = name
     output.name = name
 
-# %% ../nbs/09a_export.ipynb #9ae00027
+# %% ../nbs/09a_export.ipynb #9ae0002f
 def _write_openvino(function, spec, path, card):
     openvino = _library("openvino", "openvino")
     names = NAMES[card.suppression]
@@ -473,8 +475,9 @@ def _write_litert(function, spec, path, card):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
     path.write_bytes(converter.convert())
+    _files_of(path)[1].write_text(card.to_json())
 
-
+# %% ../nbs/09a_export.ipynb #9ae00031
 def _write_saved_model(function, spec, path, card):
     import tensorflow as tf
 
@@ -499,9 +502,9 @@ WRITERS = {
     "": _write_saved_model,
 }
 
-# %% ../nbs/09a_export.ipynb #9ae00029
+# %% ../nbs/09a_export.ipynb #9ae00033
 class _Calibration:
-    "Pictures one after the other, as ONNX Runtime's quantiser asks for them."
+    "Pictures one after the other, as ONNX Runtime asks for them."
 
     def __init__(self, canvases):
         self.left = iter(canvases)
@@ -527,13 +530,13 @@ def _quantise_onnx(path, canvases):
             op_types_to_quantize=["Conv"],
             per_channel=True,
         )
-        # the quantiser drops what the file said of itself
+        # quantization drops what the file said of itself
         model = onnx.load(str(path))
         if not any(entry.key == KEY for entry in model.metadata_props):
             model.metadata_props.extend(onnx.load(str(before)).metadata_props)
             onnx.save(model, str(path))
 
-# %% ../nbs/09a_export.ipynb #9ae0002b
+# %% ../nbs/09a_export.ipynb #9ae00035
 def check_target(
     path: Path,  # as for export_detector
     replace: bool = False,  # an older file of that name
@@ -559,7 +562,7 @@ def _files_of(path):
     beside[".tflite"] = path.with_name(path.name + ".json")
     return [path, *([beside[path.suffix]] if path.suffix in beside else [])]
 
-
+# %% ../nbs/09a_export.ipynb #9ae00037
 def _check_request(path, suppression, shape, precision, canvases):
     "`ValueError` where a format can't carry what was asked for."
     free = None in shape
@@ -590,27 +593,23 @@ def _check_request(path, suppression, shape, precision, canvases):
     if precision == "int8" and not len(canvases):
         raise ValueError("int8 needs pictures to find its bounds with")
 
-# %% ../nbs/09a_export.ipynb #9ae0002c
+# %% ../nbs/09a_export.ipynb #9ae00039
 def export_detector(
     detector,  # of retinanet_box or load_detector
-    # .onnx, .xml (OpenVINO), .tflite (LiteRT), or a folder without a suffix
-    path: str | Path,
-    # where the file ends: "inside" or "outside" of suppression
-    suppression: str = "outside",
+    path: str | Path,  # .onnx, .xml, .tflite, or a folder without a suffix
+    suppression: str = "outside",  # where the file ends, or "inside"
     batch: int | None = 1,  # pictures at once; None: any number
     # (H, W) pixels; "canvas": what it was trained on; None: any
     size: tuple | str | None = "canvas",
     precision: str = "float32",  # half: OpenVINO, LiteRT; int8: ONNX
-    # pictures (H, W, 3) uint8 of the canvas's size: for int8, and for the check
-    pictures=(),
+    pictures=(),  # (H, W, 3) uint8, canvases: for int8, and for the check
     replace: bool = False,  # an older file of that name
 ) -> dict:  # the largest differences from the original: "boxes" pixels, "scores"
     """Write a detector as one file for a runtime, and check it against the original
     on `pictures` (on noise where there are none).
 
-    Needs TensorFlow as Keras's engine. Raises `ValueError` where the format can't
-    carry what is asked for, or where a float32 file gives other results than the
-    detector; then nothing is written. `FileExistsError` where the name is taken.
+    Needs TensorFlow. Raises `FileExistsError`, or `ValueError` where the format
+    can't carry what is asked for or a float32 file gives other results.
     """
     path, h = Path(path), detector.hyperparameters
     size = h.image_size if size == "canvas" else (size or (None, None))
@@ -618,29 +617,28 @@ def export_detector(
     check_target(path, replace)
     _check_request(path, suppression, shape, precision, pictures)
     _check_engine()
-    options = _filter_options(detector, size)
-    names = list(detector.class_names)
+    options, names = _filter_options(detector, size), list(detector.class_names)
     card = Card(names, h, options, suppression, precision)
-    function, spec = _graph(_in_float32(detector), options, suppression, shape)
+    if not len(pictures):
+        noise = np.random.default_rng(0)
+        sides = h.image_size if None in size else size
+        pictures = noise.integers(0, 256, (2, *sides, 3), np.uint8)
+    return _make(detector, path, card, shape, pictures)
+
+# %% ../nbs/09a_export.ipynb #9ae0003b
+def _make(detector, path, card, shape, pictures):
+    "Write the file that `card` describes; what its answers differ by."
+    graph = _graph(_in_float32(detector), card.options, card.suppression, shape)
     with _workshop(path) as made:
-        WRITERS[path.suffix](function, spec, made, card)
-        if path.suffix == ".tflite":
-            _files_of(made)[1].write_text(card.to_json())
-        if precision == "int8":
+        WRITERS[path.suffix](*graph, made, card)
+        if card.precision == "int8":
             _quantise_onnx(made, pictures)
-        difference = _compared(detector, made, pictures, h.image_size, size)
-        if precision == "float32" and max(difference.values()) > TOLERANCE:
-            raise ValueError(
-                f"{path} was not written: its boxes or scores differ from the"
-                f" detector's by up to {max(difference.values()):.2g}"
-            )
+        difference = _compared(detector, made, pictures)
+        _check_difference(path, card.precision, difference)
         _hand_over(made, path)
     return difference
 
-# %% ../nbs/09a_export.ipynb #9ae0002e
-TOLERANCE = 0.01  # pixels, or score: more is not the same detector
-
-
+# %% ../nbs/09a_export.ipynb #9ae0003d
 def _check_engine():
     "`RuntimeError` where Keras runs on another engine than TensorFlow."
     from retinanet_nb.engine import keras
@@ -659,7 +657,7 @@ def _in_float32(detector):
     network = _inside(detector, "the detector")
     return retinanet_box(network, **{**_kept(detector), "dtype": "float32"})
 
-
+# %% ../nbs/09a_export.ipynb #9ae0003f
 def _filter_options(detector, size):
     "What the filter of a detector was told, and how many anchors each level has."
     layer = detector.get_layer("filter")
@@ -678,7 +676,7 @@ def _filter_options(detector, size):
         sizes = [int(n) for n in layer.levels.level_sizes(size)]
     return {**layer.options, "level_sizes": sizes}
 
-
+# %% ../nbs/09a_export.ipynb #9ae00041
 @contextlib.contextmanager
 def _workshop(path):
     "A path of the same name in a hidden folder beside it, which goes afterwards."
@@ -695,14 +693,11 @@ def _hand_over(made, path):
     for new, place in reversed(list(zip(_files_of(made), _files_of(path)))):
         os.replace(new, place)
 
-# %% ../nbs/09a_export.ipynb #9ae00030
-def _compared(detector, path, pictures, canvas, size):
+# %% ../nbs/09a_export.ipynb #9ae00043
+def _compared(detector, path, pictures):
     "The largest differences between a detector and its exported file."
     if not path.suffix:  # a SavedModel is TensorFlow's own
         return {"boxes": 0.0, "scores": 0.0}
-    if not len(pictures):
-        shape = (2, *(canvas if None in size else size), 3)
-        pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     exported = load_exported(path)
     apart = [0.0, 0.0]
     for picture in pictures[:8]:
@@ -712,6 +707,9 @@ def _compared(detector, path, pictures, canvas, size):
         for a, b in ((ours, theirs), (theirs, ours)):
             apart = np.maximum(apart, _unmatched(a, b))
     return {"boxes": float(apart[0]), "scores": float(apart[1])}
+
+# %% ../nbs/09a_export.ipynb #9ae00045
+TOLERANCE = 0.01  # pixels, or score: more is not the same detector
 
 
 def _unmatched(found, others):
@@ -731,3 +729,13 @@ def _unmatched(found, others):
             apart, [distance[near], abs(others[1][same][near] - score)]
         )
     return apart
+
+
+def _check_difference(path, precision, difference):
+    "`ValueError` where a float32 file gives other results than the detector."
+    worst = max(difference.values())
+    if precision == "float32" and worst > TOLERANCE:
+        raise ValueError(
+            f"{path} was not written: its boxes or scores differ from the"
+            f" detector's by up to {worst:.2g}"
+        )

@@ -1151,13 +1151,18 @@ def self_check(
     h = hyperparameters
     _check_arguments(h, steps=steps, learning_rate=learning_rate, seconds=seconds)
     chosen = choose_pictures(dataset, pictures, h.seed)
-    bench = Bench(
-        dataset, h, chosen, steps, learning_rate=learning_rate, progress=progress
-    )
     with ExitStack() as stack:
         ours = None
         if folder is not None:  # before any work
             ours = stack.enter_context(claim(folder, _check_names(chosen)))
+        bench = Bench(
+            dataset,
+            h,
+            chosen,
+            steps,
+            learning_rate=learning_rate,
+            progress=progress,
+        )
         if seconds is not None:
             bench.deadline = time.monotonic() + seconds
         check = _checked(bench)

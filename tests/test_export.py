@@ -165,8 +165,12 @@ def test_what_a_format_cannot_carry(detector, tmp_path, what):
 def test_no_file_of_anybody_is_replaced(detector, tmp_path, name):
     beside = {"x.xml": "x.bin", "x.tflite": "x.tflite.json"}.get(name, name)
     (tmp_path / beside).write_text("mine")
-    with pytest.raises(FileExistsError, match="exists"):
-        export_detector(detector, tmp_path / name)
+    for attempt in (
+        lambda: export.check_target(tmp_path / name),
+        lambda: export_detector(detector, tmp_path / name),
+    ):
+        with pytest.raises(FileExistsError, match="exists"):
+            attempt()
     assert [p.name for p in tmp_path.iterdir()] == [beside] and (tmp_path / beside).read_text() == "mine"
 
 
@@ -268,7 +272,7 @@ def test_the_command(detector, pictures, tmp_path, capsys):
     (tmp_path / "album").mkdir()
     for k, picture in enumerate(pictures):
         write_image(tmp_path / "album" / f"{k}.png", picture)
-    cli.retinanet_export(str(tmp_path / "street.keras"), pictures=str(tmp_path / "album"))
+    cli.retinanet_export(str(tmp_path / "street.keras"), sample=str(tmp_path / "album"))
     assert "street.onnx" in capsys.readouterr().out
     cli.retinanet_export(str(tmp_path / "street.keras"), format="openvino", free_size=True, batch=0)
     cli.retinanet_detect(str(tmp_path / "street.onnx"), [str(tmp_path / "album")], str(tmp_path / "a"), 0.2)

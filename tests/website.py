@@ -302,7 +302,8 @@ def write_pictures(root=ROOT):
 # --- Colab -----------------------------------------------------------------------------------------------------------
 
 NOT_IN_COLAB = {
-    "11_results.ipynb"
+    "11_results.ipynb",
+    "curves.ipynb",
 }  # reads files that lie beside the notebook, where Colab has the notebook alone
 
 
