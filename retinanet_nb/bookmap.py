@@ -30,6 +30,8 @@ PARTS = (
     ("4.4", "4.4 detector\none file", "retinanet_box", 640, 268, 108, 44),
     ("7.1", "7.1 evaluation\nhow good?", "evaluation", 280, 268, 90, 44),
     ("7.4", "7.4 mistakes\nand why", "mistakes", 176, 268, 90, 44),
+    ("3.4", "3.4 weights\ntrained by others", "weights", 150, 204, 100, 44),
+    ("9.1", "9.1 export\nother runtimes", "export", 384, 268, 90, 44),
     ("8", "8 demo\nthe whole of it", "demo", 510, 268, 108, 44),
 )
 # a line of points, each the start of the next stretch; the last one has the head
@@ -50,6 +52,8 @@ ARROWS = (
     ((640, 290), (618, 290)),
     ((694, 312), (694, 320), (325, 320), (325, 312)),
     ((280, 290), (266, 290)),
+    ((190, 204), (190, 174)),
+    ((429, 320), (429, 312)),
 )
 
 # %% ../nbs/90f_bookmap.ipynb #cb160a79

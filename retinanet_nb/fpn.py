@@ -46,7 +46,7 @@ def _step_down(name, coarse, fine):
     doubled = UpsampleLike(name=f"{name}_upsampled")([coarse, fine])
     return keras.layers.Add(name=name)([fine, doubled])
 
-
+# %% ../nbs/03a_fpn.ipynb #6095bd07
 def feature_pyramid(
     c3,  # (B, ⌈H/8⌉, ⌈W/8⌉, ·)
     c4,  # (B, ⌈H/16⌉, ⌈W/16⌉, ·)

@@ -353,7 +353,7 @@ def load_weights(
         )
     return fresh
 
-
+# %% ../nbs/03c_retinanet.ipynb #df0e0a2b
 def _misfit(path, what):
     "The error about a file of another network."
     return ValueError(
@@ -390,7 +390,7 @@ def _load_keras(model, path):
             v.assign(_sorted_rows(source[v.path], order, count, v))
     return fresh, [model_card(model).class_names[k] for k in known]
 
-
+# %% ../nbs/03c_retinanet.ipynb #5e167fe6
 def _matching_classes(path, theirs, mine):
     """`_class_order` of two cards and how many classes the file has; `ValueError`
     where they don't go together.

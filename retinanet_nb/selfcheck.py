@@ -1155,14 +1155,8 @@ def self_check(
         ours = None
         if folder is not None:  # before any work
             ours = stack.enter_context(claim(folder, _check_names(chosen)))
-        bench = Bench(
-            dataset,
-            h,
-            chosen,
-            steps,
-            learning_rate=learning_rate,
-            progress=progress,
-        )
+        bench = Bench(dataset, h, chosen, steps, progress=progress)
+        bench.learning_rate = learning_rate
         if seconds is not None:
             bench.deadline = time.monotonic() + seconds
         check = _checked(bench)

@@ -68,7 +68,7 @@ def _read_through(
         if count > 1_000_000 or _is_large(opcode.name, argument):
             raise ValueError("its pickle is larger than that of any network")
 
-
+# %% ../nbs/03d_weights.ipynb #a960411b
 def _is_large(name, argument):
     "Whether an instruction would make Python reserve memory without need."
     if name in ("BINPUT", "LONG_BINPUT"):
@@ -223,7 +223,7 @@ def _tensors(objects):
             raise ValueError(f"its {_short(name)} is no tensor")
     return found
 
-
+# %% ../nbs/03d_weights.ipynb #06aaa49a
 def read_pth(
     path: str | Path,  # a .pth or .pt file of torch.save
 ) -> dict:  # name → array, in the file's order
@@ -301,7 +301,7 @@ def _newer_names(tensors):
         found[name] = array
     return found, head
 
-
+# %% ../nbs/03d_weights.ipynb #d6d2947d
 def _body_names():
     "Layer of `bottleneck_network` → torchvision's name."
     names = {"stem_conv": "conv1", "stem_bn": "bn1"}
@@ -317,7 +317,7 @@ def _body_names():
                 names[f"{ours}_skip_bn"] = f"{theirs}.downsample.1"
     return {ours: f"backbone.body.{theirs}" for ours, theirs in names.items()}
 
-
+# %% ../nbs/03d_weights.ipynb #ae9d2ad9
 def _torchvision_names(depth):
     "Layer of this package → torchvision's, for subnets of `depth` convolutions."
     names = _body_names()
@@ -507,19 +507,13 @@ def read_torchvision(
     theirs = _torchvision_names(h.subnet_depth)
 
     def value(variable, layer):
-        head = layer == "classification_subnet_output"
-        name = theirs[layer]
-        bare = (
-            layer.startswith(("classification", "regression")) and h.subnet_norm
-        )
-        if (
-            bare
-            and variable.path.endswith("bias")
-            and not layer.endswith("output")
-        ):
+        name, part = theirs[layer], variable.path.split("/")[-1]
+        hidden = re.fullmatch(r"\w+_subnet_\d+", layer)
+        if part == "bias" and hidden and h.subnet_norm:
             return np.zeros(variable.shape, "float32")  # GroupNorm has one itself
+        head = layer == "classification_subnet_output"
         found = _from_torch(source, name, variable, keep if head else None, rows)
-        if variable.path.endswith("gamma") and layer.endswith("_bn"):
+        if part == "gamma" and layer.endswith("_bn"):
             variance = source.take(f"{name}.running_var", variable.shape)
             found = _folded(found, variance, epsilon)
         return found
@@ -527,7 +521,7 @@ def read_torchvision(
     _fill(model, value, source)
     return model
 
-
+# %% ../nbs/03d_weights.ipynb #a39aa0fb
 def _fill(model, value, source):
     "Every weight of `model` from `value(variable, layer's name)`."
     for variable in model.weights:

@@ -95,6 +95,8 @@ def test_pictures_of_the_wrong_rank():
     with pytest.raises(ValueError):
         detect(box, [noise(1, (64, 64))[0], np.zeros((64, 64), "uint8")])
     with pytest.raises((ValueError, TypeError)):
+        detect(box, [noise(1, (64, 64))[0], None])
+    with pytest.raises(FileNotFoundError, match="cat.jpg"):
         detect(box, ["cat.jpg", None])
     with pytest.raises((ValueError, TypeError)):
         detect(box, None)

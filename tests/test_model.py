@@ -12,7 +12,7 @@ import oracles
 from helpers import excite, head_weights, noise, numpy, small
 from retinanet_nb.anchors import anchors_for_shape
 from retinanet_nb.hyperparameters import AnchorParameters, HyperParameters
-from retinanet_nb.resnet50 import BACKBONES, Normalize, resnet50
+from retinanet_nb.resnet50 import BACKBONES, Normalize, bottleneck_network, resnet50
 from retinanet_nb.retinanet import retinanet_model
 
 
@@ -329,6 +329,15 @@ def test_feature_sizes_of_every_backbone(name):
         assert all(np.isfinite(numpy(f)).all() and numpy(f).std() > 0 for f in features)
     del model, features
     gc.collect()  # sixty million parameters at a time are enough
+
+
+@pytest.mark.parametrize("stride_at, one, three", [(1, (2, 2), (1, 1)), (2, (1, 1), (2, 2))])
+def test_where_a_stage_takes_its_stride(stride_at, one, three):
+    network = bottleneck_network(stride_at=stride_at, blocks=(1, 1, 1, 1))
+    assert network.get_layer("c3_1_1_conv").strides == one
+    assert network.get_layer("c3_1_2_conv").strides == three
+    with pytest.raises(ValueError, match="weights='coco'"):
+        bottleneck_network("imagenet")
 
 
 @pytest.mark.parametrize(

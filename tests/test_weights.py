@@ -234,7 +234,8 @@ def test_weights_by_name_are_fetched_once(server, monkeypatch, tmp_path):
     assert detector.class_names == list(COCO_CLASSES) and Server.asked == 2
     model = retinanet_model(80, detector.hyperparameters, weights="coco-v1")
     assert model_card(model).class_names == list(COCO_CLASSES) and Server.asked == 2
-    assert [p.name for p in (tmp_path / "cache").glob("coco*")] == ["coco-v1.keras"]
+    assert [p.name for p in weights.cache_folder().glob("coco*")] == ["coco-v1.keras"]
+    assert weights.cache_folder() == tmp_path / "cache"
 
 
 def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
