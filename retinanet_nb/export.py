@@ -123,6 +123,8 @@ class Card(NamedTuple):
         return json.dumps({"format_version": FORMAT_VERSION, **values})
 
 # %% ../nbs/09a_export.ipynb #9ae00017
+#| code-fold: true
+#| code-summary: "Reading the card of a file"
 def _card(
     text,  # JSON of Card.to_json, or None where the file has none
     path,  # the file, for messages
@@ -206,6 +208,8 @@ def _open_openvino(path, precision):
     return Opened(run, _sides(shape), card)
 
 # %% ../nbs/09a_export.ipynb #9ae0001f
+#| code-fold: true
+#| code-summary: "LiteRT, and which precision a runtime can be told"
 def _open_litert(path, precision):
     litert = _library("ai_edge_litert.interpreter", "litert")
     network = litert.Interpreter(str(path), num_threads=os.cpu_count())
@@ -306,6 +310,8 @@ def _answer(self: ExportedDetector, images):
     return [np.stack(column) for column in zip(*filtered)]
 
 # %% ../nbs/09a_export.ipynb #9ae00025
+#| code-fold: true
+#| code-summary: "Bytes, portions, and load_exported"
 def _as_bytes(images):
     "`images` as uint8 (B, H, W, 3); `ValueError` where they are something else."
     images = np.asarray(images)
@@ -503,6 +509,8 @@ WRITERS = {
 }
 
 # %% ../nbs/09a_export.ipynb #9ae00033
+#| code-fold: true
+#| code-summary: "Eight bits in an ONNX file"
 class _Calibration:
     "Pictures one after the other, as ONNX Runtime asks for them."
 
@@ -537,6 +545,8 @@ def _quantise_onnx(path, canvases):
             onnx.save(model, str(path))
 
 # %% ../nbs/09a_export.ipynb #9ae00035
+#| code-fold: true
+#| code-summary: "Is the name free?"
 def check_target(
     path: Path,  # as for export_detector
     replace: bool = False,  # an older file of that name
@@ -563,6 +573,8 @@ def _files_of(path):
     return [path, *([beside[path.suffix]] if path.suffix in beside else [])]
 
 # %% ../nbs/09a_export.ipynb #9ae00037
+#| code-fold: true
+#| code-summary: "The rules"
 def _check_request(path, suppression, shape, precision, canvases):
     "`ValueError` where a format can't carry what was asked for."
     free = None in shape
@@ -658,6 +670,8 @@ def _in_float32(detector):
     return retinanet_box(network, **{**_kept(detector), "dtype": "float32"})
 
 # %% ../nbs/09a_export.ipynb #9ae0003f
+#| code-fold: true
+#| code-summary: "What the filter was told"
 def _filter_options(detector, size):
     "What the filter of a detector was told, and how many anchors each level has."
     layer = detector.get_layer("filter")

@@ -221,6 +221,8 @@ def read_model(
     return model
 
 # %% ../nbs/03c_retinanet.ipynb #c172d187
+#| code-fold: true
+#| code-summary: "The cause in what Keras says, and weights that are no numbers"
 def _reason(error):
     """Why Keras could not read something, in a line. It wraps the cause in pages
     of configuration, and says it in its last "Exception encountered: …".
@@ -408,6 +410,8 @@ def _matching_classes(path, theirs, mine):
     return order, len(theirs.class_names)
 
 # %% ../nbs/03c_retinanet.ipynb #5e0b3c09
+#| code-fold: true
+#| code-summary: "Weights from a .weights.h5 file"
 def _load_h5(model, path):
     "`load_weights` of a `.weights.h5` file."
     with warnings.catch_warnings(record=True) as caught:

@@ -96,7 +96,7 @@ TERMS = {
     r"strides?": "02_resnet50.ipynb",
     r"feature maps?": "02_resnet50.ipynb",
     r"residual": "02_resnet50.ipynb",
-    r"BatchNorm": "02_resnet50.ipynb",
+    r"BatchNorm": "02a_batch_norm.ipynb",
     r"feature pyramid": "03a_fpn.ipynb",
     r"subnets?": "03b_subnets.ipynb",
     r"prior": "03b_subnets.ipynb",

@@ -13,7 +13,7 @@ QUESTIONS = [
     ("Are boxes pixels or edges?", "00a_pictures", "what-a-picture-is", "edges"),
     ("Which preset do I take?", "01_hyperparameters", "presets", "from-scratch"),
     ("Why residual connections?", "02_resnet50", "why-residual-connections", "identity"),
-    ("Why is my mAP 0 while the loss falls?", "02_resnet50", "batchnorm-and-a-trap", "moving"),
+    ("Why is my mAP 0 while the loss falls?", "02a_batch_norm", "the-trap", "moving"),
     ("Why does P6 come from C5?", "03a_fpn", "two-levels-more", "C5"),
     ("What does the prior π do?", "03b_subnets", None, "prior"),
     ("Where do class names live?", "03c_retinanet", "a-model-that-knows-what-it-is", "ModelCard"),

@@ -12,7 +12,7 @@ import pytest
 import torchvision_reference as reference
 from helpers import numpy
 
-from retinanet_nb import weights
+from retinanet_nb import torch_files, weights
 from retinanet_nb.anchors import anchors_for_shape
 from retinanet_nb.retinanet import model_card, retinanet_model
 from retinanet_nb.retinanet_box import load_detector, retinanet_box
@@ -140,7 +140,7 @@ def test_a_pickle_that_calls_is_refused_before_anything_runs(tmp_path):
                 with zipfile.ZipFile(path, "w") as archive:
                     archive.writestr("archive/data.pkl", program)
             else:
-                path.write_bytes((weights._MAGIC if layout == "sequence" else b"") + program)
+                path.write_bytes((torch_files._MAGIC if layout == "sequence" else b"") + program)
             says(path, "not a file of PyTorch weights")
             assert not trace.exists()
 
@@ -171,6 +171,23 @@ def test_damaged_files(tmp_path):
     says(path, "packs nothing")
     with pytest.raises(FileNotFoundError, match="no weights file"):
         read_torchvision(tmp_path / "nowhere.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before 2020"])
+def test_pytorch_reads_the_same(tmp_path, zipped):
+    torch = pytest.importorskip("torch")
+    path, block = tmp_path / "x.pth", torch.arange(24.0).reshape(4, 6)
+    kinds = ("float32", "float64", "float16", "bfloat16", "int64", "int32")
+    state = {kind: block.to(getattr(torch, kind)) for kind in kinds}
+    # windows on one block: turned, cut out, every second one
+    state |= {"turned": block.T, "cut": block[1:, 2:5], "steps": block[::2, ::3], "none": block[:0]}
+    torch.save({"model": state, "epoch": 3}, path, _use_new_zipfile_serialization=zipped)
+    found = read_pth(path)
+    known = torch.load(path, weights_only=True)["model"]
+    assert list(found) == list(known)
+    for name, array in found.items():
+        tensor = known[name].float() if name == "bfloat16" else known[name]
+        np.testing.assert_array_equal(array, tensor.numpy())
 
 
 def test_tensors_missing_misshapen_or_left_over(tmp_path):
@@ -245,13 +262,22 @@ def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
     assert not list((tmp_path / "cache").glob("*.keras")) and not list((tmp_path / "cache").glob("*.pth"))
 
 
-def test_a_hostile_file_with_the_right_checksum_is_not_kept(server, monkeypatch, tmp_path):
-    with zipfile.ZipFile(tmp_path / "evil.pth", "w") as archive:
-        archive.writestr("a/data.pkl", pickle.dumps({"w": Evil(tmp_path / "trace")}, protocol=2))
-    published(monkeypatch, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="nothing of it was executed"):
+@pytest.mark.parametrize("own", [False, True], ids=["downloaded", "put there by hand"])
+def test_a_hostile_file_with_the_right_checksum(server, monkeypatch, tmp_path, own):
+    "Nothing is executed, nothing converted; the file goes if we fetched it, and stays if the user put it there."
+    evil, trace = tmp_path / "evil.pth", tmp_path / "trace"
+    with zipfile.ZipFile(evil, "w") as archive:
+        archive.writestr("a/data.pkl", pickle.dumps({"w": Evil(trace)}, protocol=2))
+    cache, name = tmp_path / "cache", published(monkeypatch, evil)
+    if own:
+        cache.mkdir()
+        (cache / name).write_bytes(evil.read_bytes())
+    with pytest.raises(ValueError, match="nothing of it was executed") as error:
         weights.coco_weights("coco-v1", progress=False)
-    assert not (tmp_path / "trace").exists() and not list((tmp_path / "cache").glob("*.keras"))
+    assert ("has been deleted" in str(error.value)) != own and "\n" not in str(error.value)
+    assert not trace.exists() and Server.asked == (not own)
+    left = [p.name for p in cache.iterdir() if p.stat().st_size]  # a lock is an empty file
+    assert left == ([name] if own else [])
 
 
 def test_without_a_network_it_says_what_to_fetch(server, monkeypatch, tmp_path):
