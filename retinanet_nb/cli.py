@@ -247,14 +247,14 @@ def open_dataset(
     strict=False,  # refuse instead of dropping and reporting
     one_based=True,  # VOC: corners count from 1
 ):
-    """The data set behind a path, by what it is, as in 6.2.
+    """The data set behind a path, by what it is, as in 6.6.
 
     Raises `FileNotFoundError` where there is nothing, `ValueError` that names the
     file where it can't be read.
     """
-    from retinanet_nb import formats
+    from retinanet_nb import datasets
 
-    return formats.open_dataset(
+    return datasets.open_dataset(
         data, split, class_names, images, strict, one_based
     )
 
@@ -454,7 +454,7 @@ def _home(about):
 
 def _held_out(dataset, about, seed):
     "The two parts of a data set; which pictures are held out is noted in `about`."
-    from retinanet_nb.formats import hold_out, split_by
+    from retinanet_nb.datasets import hold_out, split_by
 
     home = _home(about)
     files = [os.path.relpath(record.image, home) for record in dataset]
@@ -473,7 +473,7 @@ def _held_out(dataset, about, seed):
 
 def _plan(about, resume):
     "Settle which splits are meant, in place; what was found is printed."
-    from retinanet_nb.formats import recognize
+    from retinanet_nb.datasets import recognize
 
     layout = recognize(about["path"])
     print(f"{layout.path.name}: {layout.format} ({layout.why})")
@@ -523,7 +523,7 @@ def _validation(about, names):
 
 def _tell_copies(dataset, validation):
     "Print how many pictures are on both sides."
-    from retinanet_nb.formats import shared_pictures
+    from retinanet_nb.datasets import shared_pictures
 
     pairs = shared_pictures(dataset, validation)
     if pairs:

@@ -917,15 +917,6 @@ def double_boxes(
 # %% ../nbs/06d_inspection.ipynb #751b965b
 #| code-fold: true
 #| code-summary: "The same picture twice"
-def _groups(keys):
-    "What has the same key, as tuples of two or more; a key of None has nothing."
-    by = {}
-    for i, key in keys:
-        if key is not None:
-            by.setdefault(key, []).append(i)
-    return [tuple(group) for group in by.values() if len(group) > 1]
-
-
 def _length(path):
     try:
         return path.stat().st_size
@@ -940,13 +931,24 @@ def _digest(path):
         return None
 
 
+def _by_bytes(paths):
+    """Places in `paths`, a tuple for each different file; one that cannot be read
+    is like no other.
+    """
+    lengths, groups = {}, {}
+    for i, path in enumerate(paths):
+        lengths.setdefault(_length(path), []).append(i)
+    for length, places in lengths.items():
+        alone = length is None or len(places) == 1
+        for i in places:
+            digest = None if alone else _digest(paths[i])
+            groups.setdefault((length, digest or i), []).append(i)
+    return [tuple(places) for places in groups.values()]
+
+
 def _same_bytes(paths):
-    "Groups of places in `paths` whose files hold the same bytes."
-    return sorted(
-        group
-        for same in _groups((i, _length(path)) for i, path in enumerate(paths))
-        for group in _groups((i, _digest(paths[i])) for i in same)
-    )
+    "Groups of places in `paths` whose files hold the same bytes, two or more."
+    return sorted(group for group in _by_bytes(paths) if len(group) > 1)
 
 
 def same_pictures(

@@ -196,6 +196,8 @@ def _per_class(records, num_classes):
     return [{k: int(v[i]) for k, v in table.items()} for i in range(num_classes)]
 
 # %% ../nbs/90e_records.ipynb #d4a8163f
+#| code-fold: true
+#| code-summary: "The report as text: the table of counts, and the four lists"
 def _some(count, what, several=None):
     "A number with its noun."
     return f"{count} {what if count == 1 else several or what + 's'}"

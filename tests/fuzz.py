@@ -60,7 +60,7 @@ KINDS = {
 }
 # what a kind needs; without it the kind is left out
 NEEDS = {
-    "yolo": ("retinanet_nb/formats.py", "class YOLODataset"),
+    "yolo": ("retinanet_nb/folders.py", "class YOLODataset"),
     "pth": ("tests/torchvision_reference.py", "def write_pth"),
 }
 for kind, (file, words) in NEEDS.items():
@@ -575,7 +575,7 @@ LINES = "0 0.5 0.5 0.25 0.5\n1 0.25 0.125 0.25 0.25\n1 0.1 0.1 0.4 0.1 0.4 0.6\n
 
 
 def case_yolo(rng, case, home):
-    from retinanet_nb.formats import YOLODataset
+    from retinanet_nb.folders import YOLODataset
 
     pictures, labels = case / "images" / "train", case / "labels" / "train"
     put_pictures(pictures, home)
@@ -1089,6 +1089,7 @@ def warm_up(home, only):
     """Import everything before the memory is bounded, so that no case pays for it."""
     import cv2  # noqa: F401
     import numpy as np
+    import retinanet_nb.folders
     import retinanet_nb.formats
     import retinanet_nb.pictures
     import retinanet_nb.voc  # noqa: F401

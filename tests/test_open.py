@@ -9,16 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retinanet_nb.formats import (
-    CSVDataset,
-    FolderDataset,
-    YOLODataset,
-    hold_out,
-    open_dataset,
-    recognize,
-    shared_pictures,
-    split_by,
-)
+from retinanet_nb.datasets import hold_out, open_dataset, recognize, shared_pictures, split_by
+from retinanet_nb.folders import FolderDataset, YOLODataset
+from retinanet_nb.formats import CSVDataset
 from retinanet_nb.records import Records
 from retinanet_nb.shapes import make_shapes
 from retinanet_nb.voc import VOCDataset
@@ -255,7 +248,7 @@ def test_held_out_pictures(shapes, tmp_path):
 
 
 def test_a_rare_class_is_on_both_sides(shapes):
-    "Two pictures in a hundred have the second class: one of them is held out, whatever the seed."
+    "Two pictures in a hundred have the second class: one of them is held out, whatever the share and the seed."
     from dataclasses import replace
 
     dataset = VOCDataset(shapes, "all")
@@ -270,10 +263,11 @@ def test_a_rare_class_is_on_both_sides(shapes):
         path = shapes.parent / f"copy-{i}.jpg"
         path.write_bytes(record.image.read_bytes() + bytes([i]))
         records[i] = replace(record, image=path)
-    for seed in range(4):
-        parts = hold_out(Records(records, ("common", "rare")), 0.5, seed)
-        assert [p.report.per_class["rare"]["pictures"] for p in parts] == [1, 1]
-        assert abs(len(parts[1]) - 50) <= 2
+    for share in (0.1, 0.2, 0.5, 0.9):
+        for seed in range(2):
+            parts = hold_out(Records(records, ("common", "rare")), share, seed)
+            assert [p.report.per_class["rare"]["pictures"] for p in parts] == [1, 1]
+            assert abs(len(parts[1]) - 100 * share) <= 2
 
 
 def test_copies_stay_together(shapes, tmp_path):
