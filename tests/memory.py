@@ -210,9 +210,9 @@ def command(pictures, detections, classes, folder):
     if not os.environ.get("WITH_JAX"):
         sys.modules["jax"] = None
     import retinanet_nb
-    from retinanet_nb import cli
+    from retinanet_nb import cli_detect
 
-    steps, opened = Steps(), cli.open_dataset
+    steps, opened = Steps(), cli_detect.open_dataset
 
     def open_dataset(*args):
         dataset = opened(*args)
@@ -239,15 +239,15 @@ def command(pictures, detections, classes, folder):
             (evaluation, "_curves"),
             (demo, "curves_figure"),
             (demo, "write_gallery"),
-            (cli, "_told_evaluation"),
+            (cli_detect, "_told_evaluation"),
         ):
             steps.follow(module, name)
 
-    cli.open_dataset = open_dataset
+    cli_detect.open_dataset = open_dataset
     model = Path(retinanet_nb.__file__).parent / "assets" / "shapes.keras"
     data = folder / "pictures" / "made_up.json"
     with contextlib.redirect_stdout(sys.stderr):
-        cli.retinanet_evaluate(str(model), str(data), out=str(folder / "out"))
+        cli_detect.retinanet_evaluate(str(model), str(data), out=str(folder / "out"))
     steps.done("end")
 
 

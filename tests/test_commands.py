@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 
-from retinanet_nb import cli
+from retinanet_nb import cli, cli_detect, cli_train
 from retinanet_nb.shapes import make_shapes
 
 BIN = Path(sys.executable).parent
@@ -475,8 +475,9 @@ WRONG = {
 def test_options_out_of_range_are_named_before_any_work(capsys, monkeypatch, tmp_path, name):
     "No data, model or picture is even looked for, and every command that has the option is asked."
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "open_dataset", never)
-    monkeypatch.setattr(cli, "find_pictures", never)
+    for module in (cli_train, cli_detect):
+        monkeypatch.setattr(module, "open_dataset", never)
+    monkeypatch.setattr(cli_detect, "find_pictures", never)
     asked = 0
     for function, positions in COMMANDS.items():
         if name in inspect.signature(function).parameters:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from retinanet_nb import cli
+from retinanet_nb import cli, cli_train
 from retinanet_nb.hyperparameters import PRESETS
 from retinanet_nb.shapes import make_shapes
 from test_commands import CARRIED, fails, foreign, stub  # noqa: F401
@@ -61,7 +61,7 @@ def train(capsys, *args, **kwargs):
 
 
 def test_nothing_but_a_folder(capsys, asked, flat, monkeypatch):
-    monkeypatch.setattr(cli, "_has_gpu", lambda: False)
+    monkeypatch.setattr(cli_train, "_has_gpu", lambda: False)
     out = train(capsys, flat)
     h, tiny = asked["h"], PRESETS["tiny"]
     assert (len(asked["dataset"]) + len(asked["validation"]), h.backbone) == (20, "tiny")
@@ -77,7 +77,7 @@ def test_nothing_but_a_folder(capsys, asked, flat, monkeypatch):
 
 
 def test_a_graphics_card_and_whatever_is_named(capsys, asked, flat, monkeypatch):
-    monkeypatch.setattr(cli, "_has_gpu", lambda: True)
+    monkeypatch.setattr(cli_train, "_has_gpu", lambda: True)
     out = train(capsys, flat, epochs=7, set="color_jitter=0")
     h = asked["h"]
     assert (h.backbone, h.weights, h.epochs, h.color_jitter) == ("resnet50", None, 7, 0)
