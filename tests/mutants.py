@@ -33,7 +33,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # the tests of each module
 TESTS = {
-    "anchors": ["test_anchors.py", "test_exact.py"],
+    "anchors": ["test_anchors.py", "test_boxes.py", "test_exact.py"],  # parts go through files in the second
     "boxes": ["test_boxes.py", "test_exact.py"],
     "filtering": ["test_filtering.py", "test_exact.py"],
     "targets": ["test_targets.py", "test_exact.py"],

@@ -12,9 +12,14 @@ import pytest
 
 from helpers import numpy
 from retinanet_nb import anchors as anchors_module, boxes as boxes_module, filtering, losses, targets
-from retinanet_nb.anchors import Anchors, anchors_for_shape, generate_anchors, shift
-from retinanet_nb.boxes import ClipBoxes, RegressBoxes, decode_boxes, encode_boxes, overlaps
-from retinanet_nb.filtering import FilterDetections, filter_detections, non_max_suppression
+from retinanet_nb.anchors import AnchorGenerator, Anchors, anchors_for_shape, generate_anchors, shift
+from retinanet_nb.boxes import ClipBoxes, CornerCoder, RegressBoxes, decode_boxes, encode_boxes, overlaps
+from retinanet_nb.filtering import (
+    DetectionFilter,
+    FilterDetections,
+    filter_detections,
+    non_max_suppression,
+)
 from retinanet_nb.hyperparameters import AnchorParameters, HyperParameters
 from retinanet_nb.losses import focal_loss, smooth_l1_loss
 from retinanet_nb.targets import BACKGROUND, IGNORED, assign_targets, match_anchors
@@ -80,6 +85,10 @@ def test_anchor_types():
     whole = generate_anchors(8, [1], [1, 2])
     assert whole.dtype == np.float32
     np.testing.assert_array_equal(whole, [[-4, -4, 4, 4], [-8, -8, 8, 8]])
+    # a square of 11 × √2 is no whole number of pixels, and is left so
+    np.testing.assert_allclose(
+        generate_anchors(11, [1], [2**0.5]), [np.array([-1, -1, 1, 1]) * 11 / 2**0.5], rtol=1e-6
+    )
     wide = numpy(shift([1, 2], 8, np.zeros((1, 4), "float64")))
     assert wide.dtype == np.float32 and wide.shape == (2, 4)
     np.testing.assert_array_equal(wide, [[4, 4, 4, 4], [12, 4, 12, 4]])
@@ -96,6 +105,26 @@ def test_anchors_layer():
     assert copy.parameters == OTHER_ANCHORS and copy.name == "mine" and is_float32(copy)
     np.testing.assert_array_equal(numpy(copy(images)), found)
     assert layer.get_config()["parameters"]["ratios"] == (0.7, 1.3)
+
+
+@pytest.mark.parametrize(
+    "kind, name, part",
+    [
+        (Anchors, "generator", AnchorGenerator(OTHER_ANCHORS)),
+        (RegressBoxes, "coder", CornerCoder((1, 2, 3, 4))),
+        (FilterDetections, "filter", DetectionFilter(nms=False, max_detections=7)),
+        (FilterDetections, "levels", AnchorGenerator(OTHER_ANCHORS)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_layer_keeps_the_part_that_it_was_given(kind, name, part):
+    assert keras.saving.get_registered_name(type(part)) == f"retinanet_nb>{type(part).__name__}"
+    layer = kind(**{name: part})
+    for each in (layer, again(layer)):
+        assert getattr(each, name) == part
+        assert name == "levels" or each.custom == part
+    # and writes none where there was none
+    assert kind().custom is None and name not in kind().get_config()
 
 
 def test_anchors_layer_says_its_shape():
@@ -405,6 +434,8 @@ def test_losses_take_what_is_allowed():
         (None, 1, half),
     ):
         np.testing.assert_allclose(numpy(focal_loss(alpha, gamma)(classes, logits)), expected, rtol=1e-5)
+    expected = 0.25 * (0.25 + 0.75) * half  # alpha and gamma as in the paper
+    np.testing.assert_allclose(numpy(focal_loss()(classes, logits)), expected, rtol=1e-5)
     deltas = np.full((1, 2, 4), 0.5, "float32")
     np.testing.assert_allclose(
         numpy(smooth_l1_loss(0.5)(classes, deltas * 0, deltas)), 4 * 0.5 * 0.25**2, rtol=1e-5
