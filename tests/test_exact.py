@@ -13,7 +13,16 @@ import pytest
 from helpers import numpy
 from retinanet_nb import anchors as anchors_module, boxes as boxes_module, filtering, losses, targets
 from retinanet_nb.anchors import AnchorGenerator, Anchors, anchors_for_shape, generate_anchors, shift
-from retinanet_nb.boxes import ClipBoxes, CornerCoder, RegressBoxes, decode_boxes, encode_boxes, overlaps
+from retinanet_nb.boxes import (
+    CenterCoder,
+    ClipBoxes,
+    CornerCoder,
+    RegressBoxes,
+    box_coder,
+    decode_boxes,
+    encode_boxes,
+    overlaps,
+)
 from retinanet_nb.filtering import (
     DetectionFilter,
     FilterDetections,
@@ -22,7 +31,7 @@ from retinanet_nb.filtering import (
 )
 from retinanet_nb.hyperparameters import AnchorParameters, HyperParameters
 from retinanet_nb.losses import focal_loss, smooth_l1_loss
-from retinanet_nb.targets import BACKGROUND, IGNORED, assign_targets, match_anchors
+from retinanet_nb.targets import BACKGROUND, IGNORED, Matcher, assign_targets, match_anchors
 
 OTHER_ANCHORS = AnchorParameters(sizes=(10, 20, 40, 80, 160), ratios=(0.7, 1.3), scales=(1, 1.5, 1.8))
 
@@ -78,6 +87,15 @@ def test_defaults_of_coding_and_of_the_layers():
     assert (BACKGROUND, IGNORED) == (-1, -2)
 
 
+def test_parts_by_default():
+    h = HyperParameters()
+    parts = Matcher(), DetectionFilter(), CenterCoder(), AnchorGenerator()
+    assert parts == (Matcher.of(h), DetectionFilter.of(h), box_coder(h), AnchorGenerator(h.anchors))
+    assert CornerCoder().std == (0.2, 0.2, 0.2, 0.2)  # as keras-retinanet has it
+    for part in (*parts, CornerCoder()):
+        assert keras.saving.get_registered_name(type(part)) == f"retinanet_nb>{type(part).__name__}"
+
+
 # ---- anchors
 
 
@@ -118,7 +136,6 @@ def test_anchors_layer():
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_a_layer_keeps_the_part_that_it_was_given(kind, name, part):
-    assert keras.saving.get_registered_name(type(part)) == f"retinanet_nb>{type(part).__name__}"
     layer = kind(**{name: part})
     for each in (layer, again(layer)):
         assert getattr(each, name) == part
@@ -195,6 +212,11 @@ def test_factors_of_another_type_leave_float32():
             assert keras.backend.standardize_dtype(found.dtype) == "float32"
         np.testing.assert_allclose(numpy(deltas), wanted, rtol=1e-6)
         np.testing.assert_allclose(numpy(back), box, rtol=1e-6)
+        corners = CornerCoder(std)
+        deltas = corners.encode(anchor, box)
+        for found, expected in ((deltas, [[0.5, 0.5, 0.5, 2]]), (corners.decode(anchor, deltas), box)):
+            assert keras.backend.standardize_dtype(found.dtype) == "float32"
+            np.testing.assert_allclose(numpy(found), expected, rtol=1e-6)
 
 
 def test_regress_boxes():
