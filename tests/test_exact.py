@@ -350,6 +350,22 @@ def test_a_score_of_nought_above_a_negative_threshold():
     np.testing.assert_array_equal(numpy(found[2]), [[0, 0, 0, -1, -1]])
 
 
+@pytest.mark.parametrize("specific", [True, False])
+def test_candidates_of_each_level(specific):
+    """No level sends more than it has, if that is known before the picture comes; else empty ones fill up."""
+    rng = np.random.default_rng(0)
+    boxes, scores = rng.random((2, 6, 4), np.float32), rng.random((2, 6, 2), np.float32)
+    each = scores if specific else scores.max(-1, keepdims=True)
+    best = lambda x: -np.sort(-x.reshape(2, -1))[:, :5]
+    levels = [best(each[:, :4]), best(each[:, 4:])]
+    filled = [np.pad(x, [(0, 0), (0, 5 - x.shape[1])], constant_values=-1) for x in levels]
+    unknown = [keras.ops.convert_to_tensor(n, "int32") for n in (4, 2)]
+    for sizes, expected in ((None, [best(each)]), ((4, 2), levels), (unknown, filled)):
+        got = [numpy(x) for x in filtering._candidates_by_level(boxes, scores, sizes, specific, 0, 5)]
+        np.testing.assert_array_equal(got[1], np.concatenate(expected, 1))
+        assert got[0].shape == (*got[1].shape, 4) and got[2].shape == got[1].shape
+
+
 # ---- targets
 
 
