@@ -107,6 +107,12 @@ def test_anchor_types():
     np.testing.assert_allclose(
         generate_anchors(11, [1], [2**0.5]), [np.array([-1, -1, 1, 1]) * 11 / 2**0.5], rtol=1e-6
     )
+    # arrays of float32 give what the same numbers give in a list: the sums are made in float64
+    ratios, scales = (0.3 + np.random.default_rng(0).random((2, 9))).astype("float32")
+    for given in ((ratios, scales.tolist()), (ratios.tolist(), scales)):
+        np.testing.assert_array_equal(
+            generate_anchors(33, *given), generate_anchors(33, ratios.tolist(), scales.tolist())
+        )
     wide = numpy(shift([1, 2], 8, np.zeros((1, 4), "float64")))
     assert wide.dtype == np.float32 and wide.shape == (2, 4)
     np.testing.assert_array_equal(wide, [[4, 4, 4, 4], [12, 4, 12, 4]])
