@@ -4,6 +4,8 @@ With `--command` it is `retinanet_evaluate` itself, in a process of its own with
 asked once, and what it would answer from then on is made up from a seed; report, figures and page are written as ever. JAX is hidden unless `--jax` is said: TensorFlow
 imports it where it is installed (110 MB), and whoever installs the package with TensorFlow alone has none. Without `--command` the same steps are called one by one, and no
 engine is loaded. Printed is the largest resident size during each step (`VmHWM`, or `ru_maxrss` where there is none: then it is that of all steps so far).
+
+The last whole run of the command, 40,000 × 300 × 80 on two shared cores: 1,481 MB at most, while the gallery was written (counting for COCO: 1,406 MB), in 2,818 s.
 """
 
 import contextlib

@@ -12,12 +12,26 @@ import pytest
 
 from helpers import numpy
 from retinanet_nb import anchors as anchors_module, boxes as boxes_module, filtering, losses, targets
-from retinanet_nb.anchors import Anchors, anchors_for_shape, generate_anchors, shift
-from retinanet_nb.boxes import ClipBoxes, RegressBoxes, decode_boxes, encode_boxes, overlaps
-from retinanet_nb.filtering import FilterDetections, filter_detections, non_max_suppression
+from retinanet_nb.anchors import AnchorGenerator, Anchors, anchors_for_shape, generate_anchors, shift
+from retinanet_nb.boxes import (
+    CenterCoder,
+    ClipBoxes,
+    CornerCoder,
+    RegressBoxes,
+    box_coder,
+    decode_boxes,
+    encode_boxes,
+    overlaps,
+)
+from retinanet_nb.filtering import (
+    DetectionFilter,
+    FilterDetections,
+    filter_detections,
+    non_max_suppression,
+)
 from retinanet_nb.hyperparameters import AnchorParameters, HyperParameters
 from retinanet_nb.losses import focal_loss, smooth_l1_loss
-from retinanet_nb.targets import BACKGROUND, IGNORED, assign_targets, match_anchors
+from retinanet_nb.targets import BACKGROUND, IGNORED, Matcher, assign_targets, match_anchors
 
 OTHER_ANCHORS = AnchorParameters(sizes=(10, 20, 40, 80, 160), ratios=(0.7, 1.3), scales=(1, 1.5, 1.8))
 
@@ -73,6 +87,15 @@ def test_defaults_of_coding_and_of_the_layers():
     assert (BACKGROUND, IGNORED) == (-1, -2)
 
 
+def test_parts_by_default():
+    h = HyperParameters()
+    parts = Matcher(), DetectionFilter(), CenterCoder(), AnchorGenerator()
+    assert parts == (Matcher.of(h), DetectionFilter.of(h), box_coder(h), AnchorGenerator(h.anchors))
+    assert CornerCoder().std == (0.2, 0.2, 0.2, 0.2)  # as keras-retinanet has it
+    for part in (*parts, CornerCoder()):
+        assert keras.saving.get_registered_name(type(part)) == f"retinanet_nb>{type(part).__name__}"
+
+
 # ---- anchors
 
 
@@ -80,6 +103,16 @@ def test_anchor_types():
     whole = generate_anchors(8, [1], [1, 2])
     assert whole.dtype == np.float32
     np.testing.assert_array_equal(whole, [[-4, -4, 4, 4], [-8, -8, 8, 8]])
+    # a square of 11 × √2 is no whole number of pixels, and is left so
+    np.testing.assert_allclose(
+        generate_anchors(11, [1], [2**0.5]), [np.array([-1, -1, 1, 1]) * 11 / 2**0.5], rtol=1e-6
+    )
+    # arrays of float32 give what the same numbers give in a list: the sums are made in float64
+    ratios, scales = (0.3 + np.random.default_rng(0).random((2, 9))).astype("float32")
+    for given in ((ratios, scales.tolist()), (ratios.tolist(), scales)):
+        np.testing.assert_array_equal(
+            generate_anchors(33, *given), generate_anchors(33, ratios.tolist(), scales.tolist())
+        )
     wide = numpy(shift([1, 2], 8, np.zeros((1, 4), "float64")))
     assert wide.dtype == np.float32 and wide.shape == (2, 4)
     np.testing.assert_array_equal(wide, [[4, 4, 4, 4], [12, 4, 12, 4]])
@@ -96,6 +129,25 @@ def test_anchors_layer():
     assert copy.parameters == OTHER_ANCHORS and copy.name == "mine" and is_float32(copy)
     np.testing.assert_array_equal(numpy(copy(images)), found)
     assert layer.get_config()["parameters"]["ratios"] == (0.7, 1.3)
+
+
+@pytest.mark.parametrize(
+    "kind, name, part",
+    [
+        (Anchors, "generator", AnchorGenerator(OTHER_ANCHORS)),
+        (RegressBoxes, "coder", CornerCoder((1, 2, 3, 4))),
+        (FilterDetections, "filter", DetectionFilter(nms=False, max_detections=7)),
+        (FilterDetections, "levels", AnchorGenerator(OTHER_ANCHORS)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_layer_keeps_the_part_that_it_was_given(kind, name, part):
+    layer = kind(**{name: part})
+    for each in (layer, again(layer)):
+        assert getattr(each, name) == part
+        assert name == "levels" or each.custom == part
+    # and writes none where there was none
+    assert kind().custom is None and name not in kind().get_config()
 
 
 def test_anchors_layer_says_its_shape():
@@ -166,6 +218,11 @@ def test_factors_of_another_type_leave_float32():
             assert keras.backend.standardize_dtype(found.dtype) == "float32"
         np.testing.assert_allclose(numpy(deltas), wanted, rtol=1e-6)
         np.testing.assert_allclose(numpy(back), box, rtol=1e-6)
+        corners = CornerCoder(std)
+        deltas = corners.encode(anchor, box)
+        for found, expected in ((deltas, [[0.5, 0.5, 0.5, 2]]), (corners.decode(anchor, deltas), box)):
+            assert keras.backend.standardize_dtype(found.dtype) == "float32"
+            np.testing.assert_allclose(numpy(found), expected, rtol=1e-6)
 
 
 def test_regress_boxes():
@@ -299,6 +356,22 @@ def test_a_score_of_nought_above_a_negative_threshold():
     np.testing.assert_array_equal(numpy(found[2]), [[0, 0, 0, -1, -1]])
 
 
+@pytest.mark.parametrize("specific", [True, False])
+def test_candidates_of_each_level(specific):
+    """No level sends more than it has, if that is known before the picture comes; else empty ones fill up."""
+    rng = np.random.default_rng(0)
+    boxes, scores = rng.random((2, 6, 4), np.float32), rng.random((2, 6, 2), np.float32)
+    each = scores if specific else scores.max(-1, keepdims=True)
+    best = lambda x: -np.sort(-x.reshape(2, -1))[:, :5]
+    levels = [best(each[:, :4]), best(each[:, 4:])]
+    filled = [np.pad(x, [(0, 0), (0, 5 - x.shape[1])], constant_values=-1) for x in levels]
+    unknown = [keras.ops.convert_to_tensor(n, "int32") for n in (4, 2)]
+    for sizes, expected in ((None, [best(each)]), ((4, 2), levels), (unknown, filled)):
+        got = [numpy(x) for x in filtering._candidates_by_level(boxes, scores, sizes, specific, 0, 5)]
+        np.testing.assert_array_equal(got[1], np.concatenate(expected, 1))
+        assert got[0].shape == (*got[1].shape, 4) and got[2].shape == got[1].shape
+
+
 # ---- targets
 
 
@@ -405,6 +478,8 @@ def test_losses_take_what_is_allowed():
         (None, 1, half),
     ):
         np.testing.assert_allclose(numpy(focal_loss(alpha, gamma)(classes, logits)), expected, rtol=1e-5)
+    expected = 0.25 * (0.25 + 0.75) * half  # alpha and gamma as in the paper
+    np.testing.assert_allclose(numpy(focal_loss()(classes, logits)), expected, rtol=1e-5)
     deltas = np.full((1, 2, 4), 0.5, "float32")
     np.testing.assert_allclose(
         numpy(smooth_l1_loss(0.5)(classes, deltas * 0, deltas)), 4 * 0.5 * 0.25**2, rtol=1e-5

@@ -74,6 +74,26 @@ def test_arrays_that_grow():
     assert stack_detections(parts[:1]).boxes.dtype == np.float32
 
 
+def test_arrays_grow_seldom_and_not_by_much(monkeypatch):
+    """A quarter more room each time: a thousand pictures need few copies, and memory is never a third too large."""
+    sizes, resize = [], evaluation._Growing.resize
+
+    def noted(self, length):
+        sizes.append(length)
+        resize(self, length)
+
+    monkeypatch.setattr(evaluation._Growing, "resize", noted)
+    column = evaluation._Growing(())
+    room = len(column.array)
+    column.add(np.zeros(room, np.float32))
+    assert sizes == []  # there was just enough
+    for _ in range(1000):
+        column.add(np.ones(100, np.float32))
+        assert len(column.array) <= max(room, 1.25 * column.length)
+    assert len(sizes) < 25 and column.length == room + 100_000
+    assert len(column.done()) == column.length and column.array.sum() == 100_000
+
+
 def record(**changes):
     values = {"boxes": [[0, 0, 4, 2], [1, 1, 3, 5]], "labels": [1, 0], "image": "cat.jpg"}
     return SimpleNamespace(**{**values, **changes})
@@ -84,6 +104,7 @@ def test_objects_of_a_data_set():
     assert objects.ends.tolist() == [0, 2, 4, 6] and objects.picture.tolist() == [0, 0, 1, 1, 2, 2]
     assert objects.areas.tolist() == [8, 8, 8, 8, 3, 5.5]
     assert objects.ignored.tolist() == [False, False, True, False, False, True]
+    assert objects.ignored.dtype == bool  # also where a record has whole numbers
     assert objects.labels.tolist() == [1, 0] * 3 and stack_objects(objects) is objects
 
 
@@ -278,6 +299,17 @@ def test_the_figure_of_a_report():
     assert axes.get_legend().get_title().get_text() == "best and worst 8 of 41"
 
 
+def test_lines_of_few_among_many_classes():
+    """A class keeps its colour and kind of line whichever others occur."""
+    values = np.full(40, np.nan)
+    values[[3, 11, 19, 27, 35]] = 0.5
+    report = many(40)
+    object.__setattr__(report, "voc", values)
+    lines = report.plot().lines
+    assert [x.get_linestyle() for x in lines] == ["-", "--", ":", "-.", "-"]
+    assert {x.get_color() for x in lines} == {evaluation.PALETTE[3]}
+
+
 def test_the_figure_of_a_report_without_objects():
     axes = many(2, objects=np.zeros(3, int)).plot()
     assert len(axes.lines) == 2
@@ -290,6 +322,8 @@ def test_names_in_order_of_their_precision():
     drawn, named = evaluation._named(report(voc=values))
     assert drawn.tolist() == [*range(9), *range(10, 19)]
     assert named.tolist() == [*range(10, 18), *range(1, 9)]  # equals in their order
+    for some in evaluation._named(report(voc=np.linspace(0.1, 0.9, evaluation.LEGEND))):
+        assert some.tolist() == [*range(evaluation.LEGEND)]  # all of them, in the order of the classes
     assert evaluation._cut("x" * 24) == "x" * 24 and evaluation._cut("x" * 25) == "x" * 23 + "…"
     assert (evaluation.LEGEND, evaluation.POINTS) == (16, 2_000)
 
@@ -313,6 +347,8 @@ def test_small_figures():
     assert evaluation._none(nan) is None and type(evaluation._none(np.float32(0.5))) is float
     assert np.isnan(evaluation._undefined(-1)) and evaluation._undefined(0) == 0
     assert type(evaluation._undefined(np.float32(0.5))) is float
+    few = np.float32([0.1, 0.2, 0.7])
+    assert evaluation._mean(few) == few.astype(np.float64).mean() != few.mean()
     assert evaluation._mean([1, nan, 2]) == 1.5 and type(evaluation._mean([1])) is float
     assert np.isnan(evaluation._mean([nan])) and np.isnan(evaluation._mean([]))
     none = report(coco={})
@@ -403,7 +439,7 @@ def test_what_is_asked_of_the_detector(monkeypatch, capfd):
     data = Data([record(boxes=[[0, 0, 4, 2]], labels=[0], image=f"{i}.jpg") for i in range(3)])
     made = evaluation.evaluate(detector, data, coco=False)
     bar = capfd.readouterr().err
-    assert "detecting" in bar and "3/3" in bar and "picture/s" in bar
+    assert "detecting:" in bar and "3/3" in bar and "picture/s" in bar
     assert made.class_names == ("a", "b", "c") and made.num_detections.tolist() == [3, 0, 0]
     assert made.voc_map == 1 and made.coco == {} and made.iou_threshold == 0.5
     again = evaluation.evaluate(detector, data, np.int64(2), 0.75, 0.25, progress=False)
@@ -569,6 +605,7 @@ def test_a_piece_as_the_library_gets_it(library, capsys):
         (2, 1, 2, [1, 2, 3, 6], 18, 0, 0.1),
         (3, 1, 2, [0, 0, 2, 2], 4, 0, 0.2),
     ]
+    assert {type(a["iscrowd"]) for side in (real, guessed) for a in side.dataset["annotations"]} == {int}
 
 
 def test_pictures_are_cut_where_a_piece_is_full(monkeypatch):
@@ -613,3 +650,63 @@ def test_pictures_are_matched_a_few_at_a_time(monkeypatch):
     some = evaluation._part(objects, 1, 3)
     np.testing.assert_array_equal(some.boxes, np.concatenate([r.boxes for r in records[1:3]]))
     assert some.ends.tolist() == [0, 8, 16] and len(some.areas) == len(some.crowd) == 16
+
+
+@pytest.mark.parametrize("name", ["pycocotools", "faster_coco_eval"])
+def test_a_piece_gets_what_is_its_own(monkeypatch, name):
+    """No piece is given detections or objects of another one, and what is counted for the turns are the detections: else memory would not be bounded."""
+    pytest.importorskip(name)
+    detected, records = crowded()
+    found, objects = stack_detections(detected), stack_objects(records)
+    pieces, counts, piece, turns = [], [], evaluation._piece, evaluation._turns
+
+    def noted(COCO, label, pictures, found, mine, objects, truth):
+        pieces.append((pictures.tolist(), mine.tolist(), truth.tolist()))
+        return piece(COCO, label, pictures, found, mine, objects, truth)
+
+    def counted(ranges, thresholds, count):
+        counts.append(count)
+        return turns(ranges, thresholds, count)
+
+    monkeypatch.setattr(evaluation, "_piece", noted)
+    monkeypatch.setattr(evaluation, "_turns", counted)
+    monkeypatch.setattr(evaluation, "PIECE", 100)
+    coco_metrics(found, objects, 2, name)
+    assert counts == [300, 300] and [p for p, _, _ in pieces] == [[0], [1], [2]] * 2
+    for k, ((i,), mine, truth) in zip((0, 0, 0, 1, 1, 1), pieces):
+        assert len(mine) == 100
+        assert (found.picture[mine] == i).all() and (found.labels[mine] == k).all()
+        assert truth == np.flatnonzero((objects.picture == i) & (objects.labels == k)).tolist()
+
+
+def test_verdicts_of_pycocotools_are_made_slim():
+    pytest.importorskip("pycocotools")
+    COCO, COCOeval = evaluation._coco_library("pycocotools")
+    found, objects = (stack(x) for stack, x in zip((stack_detections, stack_objects), crowded()))
+    mine, truth = np.flatnonzero(found.labels == 0)[:5], np.flatnonzero(objects.labels == 0)[:3]
+    run = COCOeval(*evaluation._piece(COCO, 0, np.arange(1), found, mine, objects, truth), "bbox")
+    ((verdict,),) = evaluation._judged(run, np.arange(1), 0, run.params.areaRng[:1], run.params.iouThrs)
+    assert set(verdict) == {"dtScores", "dtMatches", "dtIgnore", "gtIgnore"}
+    assert verdict["dtMatches"].dtype == bool and verdict["dtMatches"].shape == (10, 5)
+
+
+@pytest.mark.parametrize("name", ["pycocotools", "faster_coco_eval"])
+def test_a_class_without_objects_has_no_recall_either(name):
+    pytest.importorskip(name)
+    one = [Found(np.array([[0.0, 0, 9, 9]]), np.array([0.5]), np.array([1]))]
+    figures, per_class = coco_metrics(one, [record(boxes=[[0, 0, 9, 9]], labels=[1])], 3, name)
+    assert {n: figures[n] for n in ("AP", "AR1", "AR10", "AR100", "ARs")} == pytest.approx(
+        dict.fromkeys(("AP", "AR1", "AR10", "AR100", "ARs"), 1), abs=1e-9
+    )
+    assert np.isnan(figures["ARl"]) and np.isnan(per_class).tolist() == [True, False, True]
+
+
+def test_types_that_come_in_change_no_figure():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="label nan"):  # and no warning of a cast
+            stack_detections([Found(np.zeros((1, 4)), [0.5], [np.nan])])
+    with pytest.raises(ValueError, match="label 2, but there are only 2 classes"):
+        evaluation.match_detections([found(3)], [record()], 2)
+    for kind, number in ((np.float16, 2049), (np.float32, 20_000_001)):  # numbers that the type doesn't have
+        assert evaluation.average_precision(np.ones(1, kind), [1], "voc07", number) == 1
