@@ -452,7 +452,7 @@ def _batches(items, size):
 def _annotated_frames(detector, frames, batch_size, score_threshold):
     "Pairs of an annotated frame and its `Detections`."
     from retinanet_nb.pictures import draw_detections
-    from retinanet_nb.retinanet_box import detect
+    from retinanet_nb.detections import detect
 
     for batch in _batches(frames, batch_size):
         # always so many, so that the network is compiled once

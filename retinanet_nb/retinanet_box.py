@@ -9,18 +9,15 @@ __all__ = ['Detector', 'DetectorCard', 'retinanet_box', 'load_detector', 'Detect
 #| code-fold: true
 #| code-summary: "Imports"
 import json
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from .anchors import Anchors
 from .boxes import ClipBoxes, RegressBoxes
+from .detections import EXPORTED, _open_exported
 from .engine import keras
 from .files import _short
 from .filtering import FilterDetections
 from .hyperparameters import HyperParameters
-from .pictures import fit_to_canvas, read_image
 from retinanet_nb.retinanet import (
     ModelCard,
     _check_names,
@@ -247,16 +244,19 @@ def retinanet_box(
 
 # %% ../nbs/04d_retinanet_box.ipynb #5d47eac4
 def load_detector(
-    path: str | Path,  # a .keras file of a detector or of a training model
+    # a .keras file of a detector or of a training model, or an exported file
+    path: str | Path,
     # the arguments of retinanet_box; what is left out stays as it is in the file
     **options,
-) -> Detector:
+) -> Detector:  # of an exported file an ExportedDetector
     """The detector in a `.keras` file, ready for `predict_on_batch` and `detect`;
     a training model is wrapped by `retinanet_box`.
 
     Raises `FileNotFoundError` where there is no file, `ValueError` where it is
     damaged or isn't a RetinaNet, or an option is out of range.
     """
+    if Path(path).suffix in EXPORTED:
+        return _open_exported(path, options)
     model = read_model(path)
     if isinstance(model, Detector):
         inner = _inside(model, path)
@@ -328,97 +328,7 @@ def _check_rows(network, anchors, path):
             f" {rows} rows and its anchors are {expected}; they should be as many"
         )
 
-# %% ../nbs/04d_retinanet_box.ipynb #06909604
-@dataclass(frozen=True)
-class Detections:
-    """What stands in one picture.
-
-    `len` counts the detections; iterating gives `(box, score, label, name)` for
-    each, best first.
-    """
-
-    boxes: np.ndarray  # (n, 4) float32, pixels of the picture
-    scores: np.ndarray  # (n,) float32, falling
-    labels: np.ndarray  # (n,) int32
-    names: tuple  # n class names
-
-    def __len__(self):
-        return len(self.scores)
-
-    def __iter__(self):
-        return iter(zip(self.boxes, self.scores, self.labels, self.names))
-
-
-def _as_picture(
-    image,  # anything that NumPy makes an array of
-    hint: str = "",  # added to the error
-) -> np.ndarray:  # (H, W, 3) uint8 or float32
-    "`image` as an array that OpenCV can scale; `ValueError` where it isn't RGB."
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(
-            "a picture must be RGB with the shape (height, width, 3), not"
-            f" {image.shape}{hint if image.ndim == 4 else ''}"
-        )
-    if image.dtype == np.uint8:
-        return image
-    if image.dtype.kind not in "iuf":
-        raise ValueError(f"a picture must hold numbers 0…255, not {image.dtype}")
-    return image.astype(np.float32)
-
-# %% ../nbs/04d_retinanet_box.ipynb #5e0b4d0c
-def _detect_batch(detector, images, score_threshold):
-    "`Detections` of each of a few pictures, which go through the network together."
-    pictures = [
-        _as_picture(
-            read_image(x) if isinstance(x, (str, Path)) else x,
-            "; give several pictures as a list",
-        )
-        for x in images
-    ]
-    size = detector.hyperparameters.image_size
-    fitted = [fit_to_canvas(x, size) for x in pictures]
-    batch = detector.predict_on_batch(np.stack([canvas for canvas, _ in fitted]))
-    found = []
-    for (_, fit), boxes, scores, labels in zip(
-        fitted, *(np.asarray(x) for x in batch)
-    ):
-        keep = scores >= max(score_threshold, 0)  # padding has −1
-        found.append(
-            Detections(
-                fit.to_image(boxes[keep]),
-                scores[keep],
-                labels[keep],
-                tuple(detector.class_names[i] for i in labels[keep]),
-            )
-        )
-    return found
-
 # %% ../nbs/04d_retinanet_box.ipynb #4074f77c
-def detect(
-    detector,  # of retinanet_box or load_detector
-    # (H, W, 3) RGB 0…255, or the path of a picture; or a list of such, of any
-    # sizes
-    image,
-    score_threshold: float = 0.5,  # lower scores are left out
-    # of a list, so many at a time; None: all together
-    batch_size: int = None,
-):
-    """`Detections` of one picture, or a list of them for a list; boxes in the
-    picture's own pixels.
+from .detections import Detections, detect
 
-    Each picture is fitted onto the canvas that the detector was trained on
-    (`hyperparameters.image_size`), so that objects have the size it knows; a list
-    goes through the network in batches. Raises `ValueError` for a picture of
-    another rank or a file that is none, `FileNotFoundError` where there is none.
-    """
-    one = not isinstance(image, (list, tuple))
-    images = [image] if one else list(image)
-    step = batch_size or max(len(images), 1)
-    if step < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    found = []
-    for at in range(0, len(images), step):
-        part = images[at : at + step]
-        found += _detect_batch(detector, part, score_threshold)
-    return found[0] if one else found
+_all_ = ["Detections", "detect"]

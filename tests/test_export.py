@@ -12,8 +12,9 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("ai_edge_litert")
 
 import onnx
-from retinanet_nb import export
-from retinanet_nb.export import ExportedDetector, export_detector, filter_arrays, load_exported
+from retinanet_nb import detections, export, retinanet_box as retinanet_box_module
+from retinanet_nb.detections import EXPORTED
+from retinanet_nb.export import OPENERS, ExportedDetector, export_detector, filter_arrays, load_exported
 from retinanet_nb.retinanet import retinanet_model
 from retinanet_nb.retinanet_box import retinanet_box
 
@@ -82,19 +83,33 @@ def test_a_fixed_file_takes_one_size(files):
         load_exported(files / "plain.onnx").predict_on_batch(np.zeros((40, 50, 3), np.uint8))
 
 
+def test_either_name_opens_either_file(files, detector, pictures, tmp_path):
+    detector.save(tmp_path / "x.keras")
+    assert set(EXPORTED) == set(OPENERS)
+    for module in (detections, retinanet_box_module):
+        opened = module.load_detector(files / "plain.onnx")
+        assert isinstance(opened, ExportedDetector)
+        whole = module.load_detector(tmp_path / "x.keras", max_detections=7)
+        assert whole.predict_on_batch(pictures)[0].shape == (3, 7, 4)
+        found, wanted = module.detect(opened, pictures[0], 0.2), module.detect(detector, pictures[0], 0.2)
+        assert found.names == wanted.names and len(found)
+        np.testing.assert_allclose(found.boxes, wanted.boxes, atol=1e-2)
+
+
 @pytest.mark.parametrize("file", ["plain.onnx", "plain.xml", "plain.tflite"])
 def test_no_engine_is_needed(files, file):
     answer = python(
         f"""
 import sys
-for name in ("keras", "tensorflow", "jax", "torch"):
-    sys.modules[name] = None
 import numpy as np
-from retinanet_nb.export import load_exported
-detector = load_exported({str(files / file)!r})
+from retinanet_nb.detections import detect, load_detector
+detector = load_detector({str(files / file)!r})
+print(len(detect(detector, np.zeros(({H}, {W}, 3), np.uint8), score_threshold=0)))
 print(detector.predict_on_batch(np.zeros((1, {H}, {W}, 3), np.uint8))[0].shape)
+print({{"keras", "tensorflow", "jax", "torch"}} & set(sys.modules) or "no engine")
 """
     )
+    assert "no engine" in str(answer)
     assert "(1, 20, 4)" in str(answer)
 
 
