@@ -19,6 +19,7 @@ import numpy as np
 
 from retinanet_nb.augmentation import (
     MIN_VISIBLE,
+    Transform,
     flip_horizontally,
     flip_vertically,
     jitter_color,
@@ -168,6 +169,7 @@ class BatchMaker:
         hyperparameters,  # HyperParameters: image_size, flip, …
         augment: bool,  # False: pictures as they are
         seed: int = 0,  # of the augmentation
+        transform=None,  # a function (image, boxes, labels, rng) to apply first
     ):
         if not len(dataset):
             raise ValueError(
@@ -178,6 +180,10 @@ class BatchMaker:
         self.targets = [_targets(record) for record in dataset]
         # M, fixed for the data set
         self.max_objects = max(1, *(len(labels) for _, labels in self.targets))
+        names = getattr(dataset, "class_names", None)
+        self.transform = transform and Transform(
+            transform, names and len(names), self.max_objects
+        )
 
     def example(
         self,
@@ -196,6 +202,10 @@ class BatchMaker:
         rng = None
         if self.augment:
             rng = np.random.default_rng((self.seed, epoch, j))
+        if self.augment and self.transform:
+            image, boxes, labels = self.transform(
+                image, boxes, labels, (self.seed, epoch, j, 1)
+            )
         return make_example(image, boxes, labels, self.hyperparameters, rng)
 
     def batch(
@@ -400,6 +410,7 @@ class TrainGenerator(Epochs, keras.utils.PyDataset):
         training: bool = True,  # shuffle and augment
         seed: int = 0,  # of order and augmentation
         workers: int = 2,  # threads; 0: none
+        transform=None,  # a function (image, boxes, labels, rng), in training
     ):
         # Keras's own enqueuer stays out (workers=1): with the JAX engine it hands
         # out the batches of an epoch in the wrong order
@@ -409,7 +420,9 @@ class TrainGenerator(Epochs, keras.utils.PyDataset):
         self.training, self.seed = training, self.order.seed
         self.batch_size = self.order.batch_size
         size = _check_size(hyperparameters.image_size, self.batch_size)
-        self.maker = BatchMaker(dataset, hyperparameters, training, self.seed)
+        self.maker = BatchMaker(
+            dataset, hyperparameters, training, self.seed, transform
+        )
         self.max_objects = self.maker.max_objects
         self.shelf = Shelf(self._make, workers)
         self.threads = self.shelf.threads
@@ -493,6 +506,9 @@ def train_generator(
     # threads that decode; 0: none; None: as many as processors,
     # at most 8
     workers: int = None,
+    # a function (image, boxes, labels, rng) that gives the first three back,
+    # changed; threads call it, in training only, before flips and zoom
+    transform=None,
 ) -> TrainGenerator:  # a keras.utils.PyDataset
     """Batches `(images (B, H, W, 3) uint8, {"boxes": (B, M, 4) float32, "labels":
     (B, M) int32})` for `fit(…, shuffle=False)`.
@@ -504,7 +520,8 @@ def train_generator(
     `.set_epoch(n)` or `fit(callbacks=[generator.callback()])`;
     `.set_epoch(n, start=k)` begins inside an epoch. In training the last batch is
     filled up from the start of the epoch's order, so that all batches have one
-    shape; otherwise it may be shorter. Raises `ValueError` for a data set without
+    shape; otherwise it may be shorter. What `transform` gives back is checked,
+    and an error names the picture. Raises `ValueError` for a data set without
     pictures, options out of range, and batches too large for memory.
     """
     hp = hyperparameters
@@ -515,6 +532,7 @@ def train_generator(
         training,
         hp.seed if seed is None else seed,
         min(os.cpu_count() or 1, 8) if workers is None else workers,
+        transform,
     )
 
 # %% ../nbs/06c_generator.ipynb #5133b852

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
-from test_generator import find, scenes
-
-from retinanet_nb.augmentation import flip_horizontally, flip_vertically, turn
-from retinanet_nb.generator import make_example
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from retinanet_nb.augmentation import Transform, check_example, flip_horizontally, flip_vertically, turn
+from retinanet_nb.generator import make_example, train_generator
 from retinanet_nb.hyperparameters import HyperParameters
+
+from test_generator import HP, find, pictures, same, scenes  # noqa: F401 (a fixture)
 
 
 def areas(boxes):
@@ -74,3 +75,106 @@ def test_an_option_does_not_change_the_luck_of_the_others():
             for options in (hp, hp.replace(vertical_flip=1.0, quarter_turns=True))
         )
         assert sorted(without.ravel()) == sorted(with_turns.ravel())
+
+
+# --- a function of somebody's own --------------------------------------------------------------------------------------
+
+
+def shifted(image, boxes, labels, rng):
+    """Some pixels away from the left edge, and a random colour there."""
+    n = int(rng.integers(1, 9))
+    wider = np.concatenate([np.full_like(image[:, :1], rng.integers(256)).repeat(n, 1), image], axis=1)
+    return wider, boxes + [n, 0, n, 0], labels
+
+
+def idle(image, boxes, labels, rng):
+    image[:], boxes[:] = image.copy(), boxes.copy()  # it may write into what it is given
+    return image, boxes, labels
+
+
+def test_a_transform_is_a_function_of_seed_epoch_and_index(pictures):  # noqa: F811
+    """In threads or without, out of order, in a generator made afresh: the same; and the luck of flips and zoom stays."""
+    plain, one, threads = (
+        train_generator(pictures, HP, 4, workers=w, transform=t)
+        for w, t in ((0, None), (0, shifted), (3, shifted))
+    )
+    for epoch in (0, 2):
+        threads.set_epoch(epoch)
+        for i in (2, 0, 1):
+            assert same(one.batch(i, epoch), threads[i])
+            assert not same(one.batch(i, epoch), plain.batch(i, epoch))
+    threads.close()
+    assert same(plain.batch(1, 1), train_generator(pictures, HP, 4, workers=0, transform=idle).batch(1, 1))
+    checked = [train_generator(pictures, HP, 4, False, workers=0, transform=t)[0] for t in (None, shifted)]
+    assert same(*checked)  # not when measuring
+
+
+def test_a_wrong_answer_names_the_picture(pictures):  # noqa: F811
+    def outside(image, boxes, labels, rng):
+        return image, boxes + 1000, labels
+
+    def label(image, boxes, labels, rng):
+        return image, boxes, labels + 3
+
+    for function, why in ((outside, "outside a picture"), (label, "from 0 to 2")):
+        generator = train_generator(pictures, HP, 11, workers=0, transform=function)
+        with pytest.raises(ValueError, match=rf"\.png could not be prepared \({function.__name__} .*{why}"):
+            generator[0]
+    with pytest.raises(TypeError, match="transform must be a function"):
+        train_generator(pictures, HP, 4, transform="flip")
+
+
+def test_too_many_objects_for_a_batch(pictures):  # noqa: F811
+    def twice(image, boxes, labels, rng):
+        return image, np.tile(boxes, (3, 1)), np.tile(labels, 3)
+
+    with pytest.raises(ValueError, match="no room"):
+        train_generator(pictures, HP, 11, workers=0, transform=twice)[0]
+
+
+def test_chance_of_its_own_is_found_out():
+    image = np.zeros((20, 30, 3), np.uint8)
+    for function in (
+        lambda i, b, l, rng: (i + np.random.randint(1, 200, dtype=np.uint8), b, l),
+        lambda i, b, l, rng, kept=[]: kept.append(1) or (i + np.uint8(len(kept)), b, l),
+    ):
+        with pytest.raises(ValueError, match="asked again"):
+            Transform(function)(image, [], [], (0,))
+
+
+GOOD = np.zeros((20, 30, 3), np.uint8), np.array([[1.0, 2, 30, 20]]), np.array([0])
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        (lambda i, b, l: None, "not NoneType"),
+        (lambda i, b, l: (i[..., 0], b, l), r"not \(20, 30\) of uint8"),
+        (lambda i, b, l: (i[:0], b, l), "without pixels"),
+        (lambda i, b, l: (i, b[0], l), r"boxes \(n, 4\)"),
+        (lambda i, b, l: (i, b.astype(str), l), "in numbers"),
+        (lambda i, b, l: (i, b * np.inf, l), "finite"),
+        (
+            lambda i, b, l: (i, b + [0, 0, 0, 0.02], l),
+            r"\(1, 2, 30, 20.02\), outside a picture 30 wide and 20 high",
+        ),
+        (lambda i, b, l: (i, b[:, [0, 1, 0, 3]], l), "without area"),
+        (lambda i, b, l: (i, b, [0, 1]), "a label for each of 1 boxes"),
+        (lambda i, b, l: (i, b, [0.0]), "whole numbers, not float64"),
+        (lambda i, b, l: (i, b, [-1]), "label -1"),
+        (lambda i, b, l: (i, b, [4]), "label 4, and the classes have labels from 0 to 3"),
+        (lambda i, b, l: (i, [], [1]), "a label for each of 0"),
+    ],
+)
+def test_what_is_refused(change, why):
+    with pytest.raises(ValueError, match=why):
+        check_example(change(*GOOD), classes=4)
+
+
+def test_what_is_accepted():
+    image, boxes, labels = check_example((GOOD[0], GOOD[1] + [0, 0, 0.009, 0], [3]), classes=4)
+    assert boxes.tolist() == [[1, 2, 30, 20]] and boxes.dtype == np.float32  # a rounding error is cut
+    assert labels.tolist() == [3] and labels.dtype == np.int32 and image.flags["C_CONTIGUOUS"]
+    for nothing in ([], np.zeros((0, 4)), np.zeros((0,))):
+        _, boxes, labels = check_example((GOOD[0][:, ::-1], nothing, []))
+        assert boxes.shape == (0, 4) and labels.shape == (0,)
