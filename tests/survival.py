@@ -315,11 +315,11 @@ def lay_out(image, folder):
 
 def record(scratch, data, epochs=2):
     "A run, with a state after every step, on a disk that forgets; gives the disk."
-    from retinanet_nb import training
+    from retinanet_nb import progress, training
     from retinanet_nb.voc import VOCDataset
 
     (Path(scratch) / "disk").mkdir()
-    disk, whole, evaluate = LossyDisk(Path(scratch) / "disk"), training.Checkpoint.save, training.evaluate
+    disk, whole, evaluate = LossyDisk(Path(scratch) / "disk"), training.Checkpoint.save, progress.evaluate
     scores = iter(range(1, 1 + epochs))  # every epoch the best so far, without the time to measure it
 
     def save(self, trainer, state):
@@ -327,7 +327,7 @@ def record(scratch, data, epochs=2):
         disk.promised = (state.epoch, state.step)
 
     training.Checkpoint.save = save
-    training.evaluate = lambda *args, **kwargs: SimpleNamespace(voc07_map=next(scores) / 10)
+    progress.evaluate = lambda *args, **kwargs: SimpleNamespace(voc07_map=next(scores) / 10)
     try:
         with disk:
             training.train(
@@ -339,7 +339,7 @@ def record(scratch, data, epochs=2):
                 checkpoint_minutes=0,
             )
     finally:
-        training.Checkpoint.save, training.evaluate = whole, evaluate
+        training.Checkpoint.save, progress.evaluate = whole, evaluate
     return disk
 
 
@@ -374,7 +374,8 @@ def check_images(disk, scratch):
 def check_image(image, promised, folder, loaded):
     "Raises `AssertionError` where what was promised isn't in `image`."
     from retinanet_nb.files import MANIFEST, claim
-    from retinanet_nb.training import RUN_FILES, Checkpoint, _read_config
+    from retinanet_nb.checkpoints import Checkpoint
+    from retinanet_nb.runs import RUN_FILES, _read_config
 
     lay_out(image, folder)
     run = folder / "run"

@@ -203,18 +203,18 @@ def test_addresses_and_patterns(capsys, monkeypatch, stub, tmp_path):  # noqa: F
 
 
 def test_the_time_left_is_counted_from_the_first_finished_step(capsys, monkeypatch):
-    from retinanet_nb import training
+    from retinanet_nb import progress as books
 
     now = [0.0]
-    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
-    progress = training._Progress(steps=100, epochs=2, done=0)
+    monkeypatch.setattr(books.time, "monotonic", lambda: now[0])
+    progress = books._Progress(steps=100, epochs=2, done=0)
     now[0] = 60.0  # the first step builds the network
     for _ in range(6):
         progress.on_train_batch_end(0, {"loss": 1.0})
         now[0] += 3.0
     progress.bar.close()
     assert progress.bar.n == 6 and "about 10 minutes to go, at 3 s a step" in capsys.readouterr().out
-    assert [training._duration(s) for s in (2, 50, 600, 9000)] == [
+    assert [books._duration(s) for s in (2, 50, 600, 9000)] == [
         "2 s",
         "a minute",
         "10 minutes",

@@ -21,7 +21,7 @@ from retinanet_nb.hyperparameters import HyperParameters
 from retinanet_nb.losses import focal_loss, smooth_l1_loss
 from retinanet_nb.retinanet import model_card, read_model, retinanet_model
 from retinanet_nb.retinanet_box import load_detector, retinanet_box
-from retinanet_nb import training
+from retinanet_nb import checkpoints, progress, runs, training
 from retinanet_nb.files import MANIFEST, claim, save_atomically
 from retinanet_nb.records import Record
 from retinanet_nb.shapes import make_shapes
@@ -432,9 +432,9 @@ class CutAtEpoch(keras.callbacks.Callback):
 def test_patience_stops_a_run_and_counts_on_over_a_resume(data, tmp_path, monkeypatch, capsys):
     h, sets = FAST.replace(epochs=9, patience=2), (VOCDataset(data, "train"), VOCDataset(data, "val"))
 
-    monkeypatch.setattr(training, "evaluate", Scores(0.3, 0.5))
+    monkeypatch.setattr(progress, "evaluate", Scores(0.3, 0.5))
     train(sets[0], h, sets[1], run=tmp_path / "run", progress=False, callbacks=[CutAtEpoch(2)])
-    monkeypatch.setattr(training, "evaluate", Scores(0.4, 0.5, 0.9))  # 0.5 again is no better: two in vain
+    monkeypatch.setattr(progress, "evaluate", Scores(0.4, 0.5, 0.9))  # 0.5 again is no better: two in vain
     run = train(sets[0], h, sets[1], run=tmp_path / "run", progress=False, resume=True)
     assert [e["val_voc07_map"] for e in run.history] == [0.3, 0.5, 0.4, 0.5]
     best = (run.folder / "best.keras").stat().st_mtime_ns
@@ -445,29 +445,29 @@ def test_patience_stops_a_run_and_counts_on_over_a_resume(data, tmp_path, monkey
 
 
 def test_time_and_waiting_of_an_interrupted_epoch_add_up(monkeypatch):
-    monkeypatch.setattr(training.time, "monotonic", lambda: 104.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 104.0)
     books = SimpleNamespace(
         started=100.0, state=State(seconds=12.0, waiting=0.5), generator=SimpleNamespace(waiting=0.1)
     )
-    seconds, waiting = training._spent(books)
+    seconds, waiting = progress._spent(books)
     assert seconds == 16 and abs(waiting - (0.5 * 12 + 0.1 * 4) / 16) < 1e-12
 
 
 def test_a_failed_measurement_costs_nothing_and_a_stale_best_is_not_returned(data, tmp_path, monkeypatch):
     h, folder, pictures = FAST.replace(seed=5), tmp_path / "run", VOCDataset(data, "train")
     validation, go_on = VOCDataset(data, "val"), {"run": folder, "progress": False, "resume": True}
-    monkeypatch.setattr(training, "evaluate", Scores(OSError("the disk of the pictures is gone")))
+    monkeypatch.setattr(progress, "evaluate", Scores(OSError("the disk of the pictures is gone")))
     with pytest.raises(OSError, match="is gone"):
         train(pictures, h, validation, run=folder, progress=False)
     assert Checkpoint(folder).newest().name == "epoch-0001" and (folder / "last.keras").exists()
     assert len(json.loads((folder / "history.json").read_text())) == 1
 
-    monkeypatch.setattr(training, "evaluate", Scores(0.5))
+    monkeypatch.setattr(progress, "evaluate", Scores(0.5))
     cut = train(pictures, h, validation, callbacks=[CutAtEpoch(1)], **go_on)
     assert cut.interrupted and [e["val_voc07_map"] for e in cut.history] == [0.5]
     best = [np.asarray(w) for w in read_model(folder / "best.keras").weights]
 
-    monkeypatch.setattr(training, "evaluate", Scores())
+    monkeypatch.setattr(progress, "evaluate", Scores())
     blind = train(pictures, h, **go_on)
     assert len(blind.history) == 2 and "val_voc07_map" not in blind.history[1]
     last = read_model(folder / "last.keras").weights
@@ -475,7 +475,7 @@ def test_a_failed_measurement_costs_nothing_and_a_stale_best_is_not_returned(dat
     for a, b in zip(blind.model.weights, last):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg="a stale best.keras was returned")
 
-    monkeypatch.setattr(training, "evaluate", Scores(0.4))  # the last one, worse than the first
+    monkeypatch.setattr(progress, "evaluate", Scores(0.4))  # the last one, worse than the first
     seen = train(pictures, h, validation, **go_on)
     assert [e["val_voc07_map"] for e in seen.history] == [0.5, 0.4]
     for a, b in zip(best, seen.model.weights):
@@ -653,13 +653,13 @@ def test_a_power_cut_at_any_moment_leaves_the_last_state(toy, tmp_path):
 @pytest.mark.parametrize("spared", ["file", "folder"])
 def test_without_syncing_the_power_cut_would_be_noticed(toy, tmp_path, monkeypatch, spared):
     "The test above can fail: a sync less, of files or of folders, and a state is lost."
-    whole = training.sync
+    whole = checkpoints.sync
 
     def sync(path):
         if path.is_dir() != (spared == "folder"):
             whole(path)
 
-    monkeypatch.setattr(training, "sync", sync)
+    monkeypatch.setattr(checkpoints, "sync", sync)
     with pytest.raises((AssertionError, ValueError), match="cut|no state"):
         _saved_under_power_cuts(toy, tmp_path)
 
@@ -688,7 +688,7 @@ def test_a_full_disk_names_the_state(toy, tmp_path, monkeypatch):
 
 
 def test_a_second_signal_is_obeyed_at_once(listening, capsys):
-    signals = training._Signals()
+    signals = checkpoints._Signals()
     with pytest.raises(KeyboardInterrupt) as ended, signals:
         signal.raise_signal(signal.SIGINT)
         assert "once more stops at once" in capsys.readouterr().err
@@ -697,7 +697,7 @@ def test_a_second_signal_is_obeyed_at_once(listening, capsys):
 
 
 def test_a_signal_while_nothing_can_be_lost_is_obeyed_at_once(listening):
-    signals = training._Signals()
+    signals = checkpoints._Signals()
     signals.at_once = True
     with pytest.raises(Stopped) as ended, signals:
         signal.raise_signal(signal.SIGTERM)
@@ -709,7 +709,7 @@ def test_handlers_of_others_and_ignored_signals_are_respected(listening):
     own = lambda number, frame: heard.append(number)  # noqa: E731
     signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, own)
     try:
-        with training._Signals() as signals:
+        with checkpoints._Signals() as signals:
             signal.raise_signal(signal.SIGINT), signal.raise_signal(signal.SIGTERM)
         assert signals.asked is None and heard == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGTERM) is own
@@ -852,8 +852,8 @@ def test_two_runs_of_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
             return datetime.datetime(2024, 1, 1, 12)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "datetime", Noon)
-    first, second = training._folder(None, False), training._folder(None, False)
+    monkeypatch.setattr(runs, "datetime", Noon)
+    first, second = runs._folder(None, False), runs._folder(None, False)
     assert first != second and first.is_dir() and second.is_dir()
 
 
@@ -937,15 +937,15 @@ def test_the_metric_that_decides_is_the_one_asked_for(monkeypatch, metric, key):
         asked.append(coco)
         return SimpleNamespace(voc07_map=0.1, voc_map=0.2, coco={"AP": 0.3})
 
-    monkeypatch.setattr(training, "evaluate", evaluate)
-    got = training._measured(None, None, metric)
+    monkeypatch.setattr(progress, "evaluate", evaluate)
+    got = progress._measured(None, None, metric)
     assert got == {"voc07": 0.1, "voc": 0.2, "coco": 0.3}[metric] and asked == [metric == "coco"]
     h = FAST.replace(best_metric=metric, patience=1)
-    assert training._measure(h) == key
+    assert progress._measure(h) == key
     history = [{"epoch": n, "loss": 1, key: score} for n, score in ((1, 0.4), (2, 0.3))]
-    assert training._exhausted(history, h) and not training._exhausted(history[:1], h)
+    assert progress._exhausted(history, h) and not progress._exhausted(history[:1], h)
     others = [{"epoch": n, "loss": 1, "val_other": 0.1} for n in (1, 2, 3)]
-    assert not training._exhausted(others, h)
+    assert not progress._exhausted(others, h)
     assert len(plot_history(history).axes) == 2 and len(plot_history(others).axes) == 1
 
 
@@ -954,13 +954,13 @@ def test_a_measurement_without_a_value_is_null(tmp_path):
         {"epoch": 1, "loss": 1.0, "val_voc07_map": None},
         {"epoch": 2, "loss": 1.0, "val_voc07_map": 0.0},
     ]
-    assert training._scores(history, "val_voc07_map") == [-1.0, 0.0]
+    assert progress._scores(history, "val_voc07_map") == [-1.0, 0.0]
     assert len(plot_history(history).axes) == 2
     with claim(tmp_path) as mine:
-        publisher = training._Publisher(mine, training._Signals(), None)
+        publisher = progress._Publisher(mine, checkpoints._Signals(), None)
         publisher.detector = object()
         books = {"epoch": 1, "loss": math.nan}
-        state = State(1, history=[training.finite(books)])
+        state = State(1, history=[progress.finite(books)])
         mine.write_json("history.json", state.history)
     assert "NaN" not in (tmp_path / "history.json").read_text()
 
