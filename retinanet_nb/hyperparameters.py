@@ -284,6 +284,9 @@ class _Augmentation:
     "How pictures are varied, and the seed of everything random."
 
     flip: float = 0.5  # probability of a horizontal flip
+    # probability of a vertical flip; for pictures that know no up, like the next
+    vertical_flip: float = 0.0
+    quarter_turns: bool = False  # turn by 0 to 3 quarters, each equally likely
     scale_jitter: tuple = (1.0, 1.0)  # range of a random zoom
     color_jitter: float = (
         0.0  # strength of random brightness, contrast, saturation
@@ -420,6 +423,7 @@ _LIMITS = {
     "freeze_stages": ("at least", 0, "at most", 5),
     "ema_momentum": ("above", 0, "below", 1),
     "flip": ("at least", 0, "at most", 1),
+    "vertical_flip": ("at least", 0, "at most", 1),
     "color_jitter": ("at least", 0, "below", 1),
     # NumPy and Keras take no other seeds
     "seed": ("at least", 0, "at most", 2**32 - 1),

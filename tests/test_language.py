@@ -110,7 +110,7 @@ TERMS = {
     r"records?": "06a_voc.ipynb",
     r"devkit|development kit": "06a_voc.ipynb",
     r"COCO": "06b_formats.ipynb",
-    r"augmentations?": "06c_generator.ipynb",
+    r"augmentations?": "06g_augmentation.ipynb",
     r"coverage": "06d_inspection.ipynb",
     r"recall": "07a_evaluation.ipynb",
     r"false alarms?": "07a_evaluation.ipynb",

@@ -1,0 +1,180 @@
+"""Augmentation: boxes follow their pictures exactly, what is off by default changes nothing, and chance has an address."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from retinanet_nb.augmentation import Transform, check_example, flip_horizontally, flip_vertically, turn
+from retinanet_nb.generator import make_example, train_generator
+from retinanet_nb.hyperparameters import HyperParameters
+
+from test_generator import HP, find, pictures, same, scenes  # noqa: F401 (a fixture)
+
+
+def areas(boxes):
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+@given(scenes(), st.integers(-5, 9))
+@settings(deadline=None, max_examples=40)
+def test_turns_and_vertical_flips_find_their_objects(scene, quarters):
+    image, boxes = scene
+    for (other, moved), (again, back) in (
+        ((view := turn(image, boxes, quarters)), turn(*view, -quarters)),
+        ((view := flip_vertically(image, boxes)), flip_vertically(*view)),
+    ):
+        for c in range(3):
+            assert find(other, c).tolist() == moved[c].tolist()
+        np.testing.assert_array_equal(areas(moved), areas(boxes))
+        assert (moved >= 0).all() and (moved <= [other.shape[1], other.shape[0]] * 2).all()
+        assert (again == image).all() and (back == boxes).all()
+    assert turn(image, np.zeros((0, 4), np.float32), quarters)[1].shape == (0, 4)
+
+
+@given(scenes())
+@settings(deadline=None, max_examples=15)
+def test_the_eight_views_of_a_picture_hang_together(scene):
+    """Two mirrors are half a turn; a mirror between two turns undoes the turning."""
+    image, boxes = scene
+    half, both = turn(image, boxes, 2), flip_vertically(*flip_horizontally(image, boxes))
+    assert (half[0] == both[0]).all() and (half[1] == both[1]).all()
+    back = turn(*flip_horizontally(*turn(image, boxes, 1)), 1)
+    mirrored = flip_horizontally(image, boxes)
+    assert (back[0] == mirrored[0]).all() and (back[1] == mirrored[1]).all()
+
+
+def test_a_turn_by_hand():
+    image = np.zeros((80, 100, 3), np.uint8)
+    image[0, 99] = 7  # the upper right corner goes to the upper left one
+    turned, boxes = turn(image, [[10, 20, 30, 60]])
+    assert turned.shape == (100, 80, 3) and turned[0, 0, 0] == 7 and turned.flags["C_CONTIGUOUS"]
+    assert boxes.tolist() == [[20, 70, 60, 90]]
+
+
+@pytest.mark.parametrize("option, ways", [({"vertical_flip": 0.5}, 2), ({"quarter_turns": True}, 4)])
+def test_all_ways_come_about_equally_often(option, ways):
+    image = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    plain = HyperParameters(image_size=(24, 24), flip=0.0)
+    seen = {}
+    for seed in range(200):
+        canvas, _, _ = make_example(image, [], [], plain.replace(**option), np.random.default_rng(seed))
+        seen[canvas.tobytes()] = seen.get(canvas.tobytes(), 0) + 1
+        off = make_example(image, [], [], plain, np.random.default_rng(seed))
+        assert (off[0] == image).all()
+    assert len(seen) == ways and min(seen.values()) > 0.7 * 200 / ways
+
+
+def test_an_option_does_not_change_the_luck_of_the_others():
+    """Which pictures are mirrored, recoloured and zoomed is the same with turns and without."""
+    image = np.full((40, 40, 3), 90, np.uint8)
+    image[:20, :20] = 200  # turned, it still has the same mean and a corner
+    hp = HyperParameters(image_size=(40, 40), flip=0.5, color_jitter=0.4)
+    for seed in range(20):
+        without, with_turns = (
+            make_example(image, [], [], options, np.random.default_rng(seed))[0]
+            for options in (hp, hp.replace(vertical_flip=1.0, quarter_turns=True))
+        )
+        assert sorted(without.ravel()) == sorted(with_turns.ravel())
+
+
+# --- a function of somebody's own --------------------------------------------------------------------------------------
+
+
+def shifted(image, boxes, labels, rng):
+    """Some pixels away from the left edge, and a random colour there."""
+    n = int(rng.integers(1, 9))
+    wider = np.concatenate([np.full_like(image[:, :1], rng.integers(256)).repeat(n, 1), image], axis=1)
+    return wider, boxes + [n, 0, n, 0], labels
+
+
+def idle(image, boxes, labels, rng):
+    image[:], boxes[:] = image.copy(), boxes.copy()  # it may write into what it is given
+    return image, boxes, labels
+
+
+def test_a_transform_is_a_function_of_seed_epoch_and_index(pictures):  # noqa: F811
+    """In threads or without, out of order, in a generator made afresh: the same; and the luck of flips and zoom stays."""
+    plain, one, threads = (
+        train_generator(pictures, HP, 4, workers=w, transform=t)
+        for w, t in ((0, None), (0, shifted), (3, shifted))
+    )
+    for epoch in (0, 2):
+        threads.set_epoch(epoch)
+        for i in (2, 0, 1):
+            assert same(one.batch(i, epoch), threads[i])
+            assert not same(one.batch(i, epoch), plain.batch(i, epoch))
+    threads.close()
+    assert same(plain.batch(1, 1), train_generator(pictures, HP, 4, workers=0, transform=idle).batch(1, 1))
+    checked = [train_generator(pictures, HP, 4, False, workers=0, transform=t)[0] for t in (None, shifted)]
+    assert same(*checked)  # not when measuring
+
+
+def test_a_wrong_answer_names_the_picture(pictures):  # noqa: F811
+    def outside(image, boxes, labels, rng):
+        return image, boxes + 1000, labels
+
+    def label(image, boxes, labels, rng):
+        return image, boxes, labels + 3
+
+    for function, why in ((outside, "outside a picture"), (label, "from 0 to 2")):
+        generator = train_generator(pictures, HP, 11, workers=0, transform=function)
+        with pytest.raises(ValueError, match=rf"\.png could not be prepared \({function.__name__} .*{why}"):
+            generator[0]
+    with pytest.raises(TypeError, match="transform must be a function"):
+        train_generator(pictures, HP, 4, transform="flip")
+
+
+def test_too_many_objects_for_a_batch(pictures):  # noqa: F811
+    def twice(image, boxes, labels, rng):
+        return image, np.tile(boxes, (3, 1)), np.tile(labels, 3)
+
+    with pytest.raises(ValueError, match="no room"):
+        train_generator(pictures, HP, 11, workers=0, transform=twice)[0]
+
+
+def test_chance_of_its_own_is_found_out():
+    image = np.zeros((20, 30, 3), np.uint8)
+    for function in (
+        lambda i, b, l, rng: (i + np.random.randint(1, 200, dtype=np.uint8), b, l),
+        lambda i, b, l, rng, kept=[]: kept.append(1) or (i + np.uint8(len(kept)), b, l),
+    ):
+        with pytest.raises(ValueError, match="asked again"):
+            Transform(function)(image, [], [], (0,))
+
+
+GOOD = np.zeros((20, 30, 3), np.uint8), np.array([[1.0, 2, 30, 20]]), np.array([0])
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        (lambda i, b, l: None, "not NoneType"),
+        (lambda i, b, l: (i[..., 0], b, l), r"not \(20, 30\) of uint8"),
+        (lambda i, b, l: (i[:0], b, l), "without pixels"),
+        (lambda i, b, l: (i, b[0], l), r"boxes \(n, 4\)"),
+        (lambda i, b, l: (i, b.astype(str), l), "in numbers"),
+        (lambda i, b, l: (i, b * np.inf, l), "finite"),
+        (
+            lambda i, b, l: (i, b + [0, 0, 0, 0.02], l),
+            r"\(1, 2, 30, 20.02\), outside a picture 30 wide and 20 high",
+        ),
+        (lambda i, b, l: (i, b[:, [0, 1, 0, 3]], l), "without area"),
+        (lambda i, b, l: (i, b, [0, 1]), "a label for each of 1 boxes"),
+        (lambda i, b, l: (i, b, [0.0]), "whole numbers, not float64"),
+        (lambda i, b, l: (i, b, [-1]), "label -1"),
+        (lambda i, b, l: (i, b, [4]), "label 4, and the classes have labels from 0 to 3"),
+        (lambda i, b, l: (i, [], [1]), "a label for each of 0"),
+    ],
+)
+def test_what_is_refused(change, why):
+    with pytest.raises(ValueError, match=why):
+        check_example(change(*GOOD), classes=4)
+
+
+def test_what_is_accepted():
+    image, boxes, labels = check_example((GOOD[0], GOOD[1] + [0, 0, 0.009, 0], [3]), classes=4)
+    assert boxes.tolist() == [[1, 2, 30, 20]] and boxes.dtype == np.float32  # a rounding error is cut
+    assert labels.tolist() == [3] and labels.dtype == np.int32 and image.flags["C_CONTIGUOUS"]
+    for nothing in ([], np.zeros((0, 4)), np.zeros((0,))):
+        _, boxes, labels = check_example((GOOD[0][:, ::-1], nothing, []))
+        assert boxes.shape == (0, 4) and labels.shape == (0,)
