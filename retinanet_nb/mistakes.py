@@ -19,14 +19,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from .arrays import _flags, _stacked
 from retinanet_nb.evaluation import (
     FALSE_ALARM,
     HIT,
     Report,
     _cut,
-    _flags,
     _share,
-    _stacked,
     iou_matrix,
     judge,
     match_detections,

@@ -38,7 +38,9 @@ TESTS = {
     "filtering": ["test_filtering.py", "test_exact.py"],
     "targets": ["test_targets.py", "test_exact.py"],
     "losses": ["test_losses.py", "test_exact.py"],
-    "evaluation": ["test_evaluation.py", "test_exact_evaluation.py"],
+    **dict.fromkeys(
+        ("evaluation", "arrays", "coco_metric"), ["test_evaluation.py", "test_exact_evaluation.py"]
+    ),
     "generator": ["test_generator.py", "test_exact_generator.py"],
 }
 COMPARE = {

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memory
-from retinanet_nb import evaluation
+from retinanet_nb import coco_metric
 from retinanet_nb.evaluation import (
     COCO_FIGURES,
     LEGEND,
@@ -859,8 +859,8 @@ def test_coco_in_pieces(monkeypatch, library, decimals, verdicts):
     assert max(np.bincount(d.labels).max(initial=0) for d in detected) > 150
     expected, classes = pycocotools_alone(detected, truths, 2)
     whole = list(coco_metrics(detected, truths, 2, library)[0].values())
-    monkeypatch.setattr(evaluation, "PIECE", 300)
-    monkeypatch.setattr(evaluation, "VERDICTS", verdicts)
+    monkeypatch.setattr(coco_metric, "PIECE", 300)
+    monkeypatch.setattr(coco_metric, "VERDICTS", verdicts)
     figures, per_class = coco_metrics(detected, truths, 2, library)
     np.testing.assert_allclose(whole, expected, rtol=0, atol=1e-9)
     np.testing.assert_allclose(list(figures.values()), expected, rtol=0, atol=1e-9)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from retinanet_nb import evaluation, records
+from retinanet_nb import arrays, coco_metric, evaluation, records
 from retinanet_nb.evaluation import Detections, coco_metrics, iou_matrix, stack_detections, stack_objects
 from retinanet_nb.prediction import Found
 
@@ -152,7 +152,7 @@ def test_pieces_give_the_sums_of_the_whole(monkeypatch, library, limits):
     detected, records = crowded()
     whole = coco_metrics(detected, records, 2, library)
     for name, value in limits.items():
-        monkeypatch.setattr(evaluation, name, value)
+        monkeypatch.setattr(coco_metric, name, value)
     parts = coco_metrics(detected, records, 2, library)
     np.testing.assert_equal(parts[0], whole[0])
     np.testing.assert_equal(parts[1], whole[1])
@@ -162,7 +162,7 @@ def test_pieces_give_the_sums_of_the_whole(monkeypatch, library, limits):
 def test_the_surest_hundred_of_each_picture():
     detected, _ = crowded()
     stack = stack_detections(detected)
-    mine, picture = evaluation._surest(stack, 1)
+    mine, picture = coco_metric._surest(stack, 1)
     for i in range(3):
         rows = np.flatnonzero((stack.labels == 1) & (stack.picture == i))
         best = rows[np.argsort(-stack.scores[rows], kind="stable")[:100]]
@@ -170,9 +170,9 @@ def test_the_surest_hundred_of_each_picture():
     # a picture with few beside one with many
     uneven = Found(np.zeros((150, 4)), np.arange(150) / 150, np.zeros(150, int))
     one = Found(np.zeros((1, 4)), np.zeros(1), np.zeros(1, int))
-    mine, picture = evaluation._surest(stack_detections([one, uneven, one]), 0)
+    mine, picture = coco_metric._surest(stack_detections([one, uneven, one]), 0)
     assert mine.tolist() == [0, *range(51, 151), 151] and np.bincount(picture).tolist() == [1, 100, 1]
-    few, at = evaluation._surest(stack.take(np.arange(5)), 0)
+    few, at = coco_metric._surest(stack.take(np.arange(5)), 0)
     assert few.tolist() == np.flatnonzero(stack.labels[:5] == 0).tolist() and set(at) <= {0}
 
 
@@ -345,8 +345,8 @@ def test_small_figures():
     nan = float("nan")
     assert evaluation._figure(nan) == "–" and evaluation._figure(0.12345) == "0.123"
     assert evaluation._none(nan) is None and type(evaluation._none(np.float32(0.5))) is float
-    assert np.isnan(evaluation._undefined(-1)) and evaluation._undefined(0) == 0
-    assert type(evaluation._undefined(np.float32(0.5))) is float
+    assert np.isnan(coco_metric._undefined(-1)) and coco_metric._undefined(0) == 0
+    assert type(coco_metric._undefined(np.float32(0.5))) is float
     few = np.float32([0.1, 0.2, 0.7])
     assert evaluation._mean(few) == few.astype(np.float64).mean() != few.mean()
     assert evaluation._mean([1, nan, 2]) == 1.5 and type(evaluation._mean([1])) is float
@@ -401,25 +401,25 @@ def test_options_are_shares():
 def test_labels_too_large_and_pictures_too_few():
     detected = [found(1), found(0), found(3)]
     records = [record(), record(), record()]
-    evaluation._stacked(detected, records, 3)
+    arrays._stacked(detected, records, 3)
     with pytest.raises(ValueError) as error:
-        evaluation._stacked(detected, records, 2)
+        arrays._stacked(detected, records, 2)
     assert str(error.value) == (
         "picture 2 (cat.jpg) has a detection with label 2, but there are only 2 classes"
     )
     with pytest.raises(ValueError) as error:
-        evaluation._stacked([found(0), found(1), found(0)], records, 1)
+        arrays._stacked([found(0), found(1), found(0)], records, 1)
     assert str(error.value) == "picture 0 (cat.jpg) has an object with label 1, but there are only 1 classes"
     objects = stack_objects(records)
     with pytest.raises(ValueError, match="^picture 2 has a detection with label 2"):
-        evaluation._stacked(detected, objects, 2)
+        arrays._stacked(detected, objects, 2)
     for few in (records[:2], stack_objects(records[:2])):
         with pytest.raises(ValueError, match="detections for 3 pictures but 2 records"):
-            evaluation._stacked(detected, few)
+            arrays._stacked(detected, few)
         with pytest.raises(ValueError, match="detections for 3 pictures but 2 records"):
-            evaluation._stacked(stack_detections(detected), few)
-    assert evaluation._called(2, [record()] * 2) == "picture 2"
-    assert evaluation._called(0, [record(image=None)]) == "picture 0"
+            arrays._stacked(stack_detections(detected), few)
+    assert arrays._called(2, [record()] * 2) == "picture 2"
+    assert arrays._called(0, [record(image=None)]) == "picture 0"
 
 
 class Data(list):
@@ -463,8 +463,8 @@ def test_what_is_asked_of_the_detector(monkeypatch, capfd):
 
 
 def test_small_matters_of_the_truth():
-    assert evaluation._called(0, [SimpleNamespace()]) == "picture 0"
-    assert inspect.signature(evaluation._flags).parameters["name"].default == "a record"
+    assert arrays._called(0, [SimpleNamespace()]) == "picture 0"
+    assert inspect.signature(arrays._flags).parameters["name"].default == "a record"
     objects = stack_objects([record(areas=[0, 0.5])])
     assert objects.areas.tolist() == [0, 0.5] and objects.areas.dtype == np.float64
     assert objects.boxes.dtype == np.float64 and objects.labels.dtype == np.int32
@@ -475,10 +475,10 @@ def test_small_matters_of_the_truth():
     nothing = stack_objects([])
     assert nothing.boxes.shape == (0, 4) and nothing.ends.tolist() == [0] and nothing.picture.tolist() == []
     padded = Found([[0, 0, 1, 1], [-1, -1, -1, -1], [0, 0, 2, 2]], [0.5, -1, np.float64(0.25)], [0, -1, 1])
-    rows = evaluation._rows(padded, "it")
+    rows = arrays._rows(padded, "it")
     assert [r.tolist() for r in rows] == [[[0, 0, 1, 1], [0, 0, 2, 2]], [0.5, 0.25], [0, 1]]
     # padding may hold anything
-    evaluation._rows(Found([[np.nan] * 4], [np.inf], [-1]), "it")
+    arrays._rows(Found([[np.nan] * 4], [np.inf], [-1]), "it")
 
 
 def test_matches_of_three_pictures():
@@ -537,10 +537,10 @@ def test_libraries_by_name():
     pytest.importorskip("pycocotools")
     pytest.importorskip("faster_coco_eval")
     for name, module in ((None, "faster_coco_eval"), ("faster_coco_eval",) * 2, ("pycocotools",) * 2):
-        for kind in evaluation._coco_library(name):
+        for kind in coco_metric._coco_library(name):
             assert kind.__module__.split(".")[0] == module
     with pytest.raises(ValueError) as error:
-        evaluation._coco_library("coco")
+        coco_metric._coco_library("coco")
     assert str(error.value) == 'library must be "pycocotools" or "faster_coco_eval", not \'coco\''
 
 
@@ -551,7 +551,7 @@ def test_libraries_that_are_missing(monkeypatch, name):
     for module in ("faster_coco_eval", "pycocotools", "pycocotools.coco", "pycocotools.cocoeval"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError) as error:
-        evaluation._coco_library(name)
+        coco_metric._coco_library(name)
     wanted = name or "pycocotools"
     assert str(error.value) == (
         f"COCO's figures need {wanted}, which is not installed: pip install"
@@ -564,15 +564,15 @@ def test_only_the_faster_library_is_missing(monkeypatch):
 
     pytest.importorskip("pycocotools")
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    assert evaluation._coco_library()[1].__module__.startswith("pycocotools")
+    assert coco_metric._coco_library()[1].__module__.startswith("pycocotools")
     with pytest.raises(ImportError, match="pip install faster-coco-eval,"):
-        evaluation._coco_library("faster_coco_eval")
+        coco_metric._coco_library("faster_coco_eval")
 
 
 @pytest.mark.parametrize("library", ["pycocotools", "faster_coco_eval"])
 def test_a_piece_as_the_library_gets_it(library, capsys):
     pytest.importorskip(library)
-    COCO = evaluation._coco_library(library)[0]
+    COCO = coco_metric._coco_library(library)[0]
     boxes = np.array([[1, 2, 4, 8], [0, 0, 2, 2], [3, 3, 4, 5]], np.float32)
     detected = stack_detections(
         [
@@ -588,7 +588,7 @@ def test_a_piece_as_the_library_gets_it(library, capsys):
     ]
     objects = stack_objects(truths)
     mine, truth = np.flatnonzero(detected.labels == 1), np.flatnonzero(objects.labels == 1)
-    real, guessed = evaluation._piece(COCO, 1, range(3), detected, mine, objects, truth)
+    real, guessed = coco_metric._piece(COCO, 1, range(3), detected, mine, objects, truth)
     for side in (real, guessed):
         assert side.dataset["images"] == [{"id": 0}, {"id": 1}, {"id": 2}]
         assert side.dataset["categories"] == [{"id": 1, "name": "1"}]
@@ -609,20 +609,20 @@ def test_a_piece_as_the_library_gets_it(library, capsys):
 
 
 def test_pictures_are_cut_where_a_piece_is_full(monkeypatch):
-    monkeypatch.setattr(evaluation, "PIECE", 10)
+    monkeypatch.setattr(coco_metric, "PIECE", 10)
     pictures = np.array([2, 3, 5, 8, 9])
     picture = np.repeat(pictures, [4, 6, 1, 25, 2])
-    cut = evaluation._pieces(pictures, picture)
+    cut = coco_metric._pieces(pictures, picture)
     assert [c.tolist() for c in cut] == [[2, 3], [5, 8], [9]]
-    assert [c.tolist() for c in evaluation._pieces(pictures, picture[:0])] == [[2, 3, 5, 8, 9]]
+    assert [c.tolist() for c in coco_metric._pieces(pictures, picture[:0])] == [[2, 3, 5, 8, 9]]
 
 
 def test_sizes_take_turns_and_then_overlaps(monkeypatch):
-    monkeypatch.setattr(evaluation, "VERDICTS", 1_000)
+    monkeypatch.setattr(coco_metric, "VERDICTS", 1_000)
     ranges, thresholds = [[0, 1]] * 4, np.linspace(0.5, 0.95, 10)
-    assert evaluation._turns(ranges, thresholds, 25) == [(slice(4), slice(10))]
+    assert coco_metric._turns(ranges, thresholds, 25) == [(slice(4), slice(10))]
     for count, groups in ((26, [10]), (100, [10]), (101, [9, 1]), (250, [4, 4, 2]), (2_000, [1] * 10)):
-        turns = evaluation._turns(ranges, thresholds, count)
+        turns = coco_metric._turns(ranges, thresholds, count)
         assert len(turns) == 4 * len(groups), count
         seen = np.zeros((4, 10), int)
         for a, t in turns:
@@ -630,7 +630,7 @@ def test_sizes_take_turns_and_then_overlaps(monkeypatch):
             seen[a, t] += 1
         assert (seen == 1).all()
         assert [len(thresholds[t]) for _, t in turns] == groups * 4
-    assert evaluation._turns(ranges, thresholds, 0) == [(slice(4), slice(10))]
+    assert coco_metric._turns(ranges, thresholds, 0) == [(slice(4), slice(10))]
 
 
 def test_pictures_are_matched_a_few_at_a_time(monkeypatch):
