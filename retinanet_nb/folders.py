@@ -337,7 +337,7 @@ def _tell_left_over(texts, root, report):
 
 
 def _has_objects(path):
-    "Whether a text file begins like YOLO's: a list or a README does not."
+    "Whether a text file begins like YOLO's, with five numbers or more."
     with path.open("rb") as file:
         fields = file.readline(1000).split()
     numbers = [as_number(f.decode("ascii", "replace")) for f in fields]
@@ -448,6 +448,11 @@ def _loose_key(path, root):
     return _key("/".join(p for p in parts if p.lower() not in _SORTING))
 
 
+def _common(part):
+    "The common name of a folder of a split, else the folder's own."
+    return _SPLITS.get(part.lower(), part)
+
+
 class _LoosePictures:
     "Finds pictures below a folder by the key of an XML, or by name."
 
@@ -523,11 +528,6 @@ class _Loose:
             for part in _wanted(split, self.splits(), self.folder)
         }
         return [k for k in keys if wanted & set(map(_common, self.parts(k)))]
-
-
-def _common(part):
-    "The common name of a folder of a split, else the folder's own."
-    return _SPLITS.get(part.lower(), part)
 
 # %% ../nbs/06e_folders.ipynb #e4503f83
 class FolderDataset(Records):
