@@ -523,10 +523,8 @@ class _Loose:
         keys = sorted({*self.annotations, *alone})
         if split == "all":
             return keys
-        wanted = {
-            _SPLITS[part.lower()]
-            for part in _wanted(split, self.splits(), self.folder)
-        }
+        wanted = _wanted(split, self.splits(), self.folder)
+        wanted = set(map(_common, wanted))
         return [k for k in keys if wanted & set(map(_common, self.parts(k)))]
 
 # %% ../nbs/06e_folders.ipynb #e4503f83
