@@ -380,22 +380,27 @@ def _class_files(root):
     return [root / name for name in names if (root / name).is_file()]
 
 
+def _split_folders(root):
+    "Split → folders of pictures below `root`; empty where a picture is in none."
+    found = {}
+    for picture in _below(root, PICTURE_SUFFIXES):
+        parts = picture.relative_to(root).parts[:-1]
+        names = [_SPLITS.get(part.lower()) for part in parts]
+        at = next((i for i, name in enumerate(names) if name), None)
+        if at is None:
+            return {}
+        found.setdefault(names[at], {})["/".join(parts[: at + 1])] = None
+    return {name: list(folders) for name, folders in found.items()}
+
+
 def _description(path):
     "What a data.yaml says, or what a list of class names does in the same words."
     if path.suffix.lower() in (".yaml", ".yml"):
         return _read_yaml(path)
     text = path.read_bytes().decode("utf-8-sig", "replace")
     up = ".." if path.parent.name == "labels" else "."
-    root, found = _place(path.parent, up), {}
-    for base in (root, root / "images"):
-        for place in sorted(base.iterdir()) if base.is_dir() else ():
-            if place.is_dir() and place.name.lower() in _SPLITS:
-                found.setdefault(place.name, str(place.relative_to(root)))
-    return {
-        "path": up,
-        "names": text.strip().splitlines(),
-        **(found or {"all": "."}),
-    }
+    splits = _split_folders(_place(path.parent, up)) or {"all": "."}
+    return {"path": up, "names": text.strip().splitlines(), **splits}
 
 # %% ../nbs/06e_folders.ipynb #3e0941bb
 def _yaml_of(path):

@@ -161,8 +161,11 @@ def test_yolo_without_a_yaml(shapes, tmp_path, names):
     assert recognize(root).format == "YOLO" and set(recognize(root).splits) == {"train", "val"}
     for split in ("train", "val"):
         same(open_dataset(root, split), VOCDataset(shapes, split))
+    shutil.copy(next(root.rglob("*.jpg")), root)  # one in no split: then there are none
+    assert set(recognize(root).splits) == {"all"} and len(open_dataset(root)) == 17
     flat = tmp_path / "flat"
     flat.mkdir()
+    (root / next(root.glob("*.jpg")).name).unlink()
     for path in [*root.rglob("*.jpg"), *root.rglob("*0.txt"), root / names]:
         shutil.copy(path, flat)
     if names.startswith("labels"):
