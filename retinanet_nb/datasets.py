@@ -21,6 +21,8 @@ from retinanet_nb.folders import (
     FolderDataset,
     YOLODataset,
     _below,
+    _class_files,
+    _description,
     _Loose,
     _read_yaml,
     _wanted,
@@ -131,14 +133,16 @@ def _voc_layout(root):
     sets = _part(folder, "ImageSets")
     lists = [*_files(sets / "Main", (".txt",)), *_files(sets, (".txt",))]
     names = {p.stem: p.stem for p in lists}
+    if not names and not _files(_part(folder, "JPEGImages"), PICTURE_SUFFIXES):
+        return None  # the pictures lie in folders below it
     where = _part(folder, "Annotations").name
     count = len(_files(_part(folder, "Annotations"), (".xml",)))
     return Layout("VOC", root, f"{count} XML files in {where}/", names)
 
 
 def _yolo_layout(path, why):
-    "The `Layout` of a data.yaml, or `None` where it names no classes."
-    data = _read_yaml(path)
+    "The `Layout` of a data.yaml or classes.txt; `None` where it names no classes."
+    data = _description(path)
     if "names" not in data:
         return None
     return Layout("YOLO", path, why, _yolo_splits(data))
@@ -186,12 +190,17 @@ def _folder_layout(root):
     if count:
         splits = _Loose(root, DataReport()).splits()
         return Layout("folder", root, f"{count} XML files in it", splits)
+    for path in _class_files(root):
+        return _yolo_layout(path, f"classes named in {path.name}")
+    inside = [p for p in root.iterdir() if p.name[0] not in "._"]
+    if len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink():
+        return _folder_layout(inside[0])
     pictures = len(_below(root, PICTURE_SUFFIXES))
     raise ValueError(
-        f"{root} holds no data set that is known: looked for were a data.yaml"
-        " (YOLO), Annotations/ with JPEGImages/ (VOC), a COCO .json, a .csv table"
-        f" with the titles of path, corners and class, and XML files; it holds"
-        f" {pictures} pictures, and at its top {_contents(root)}"
+        f"{root} holds no data set that is known: looked for were a data.yaml or"
+        " classes.txt (YOLO), Annotations/ with JPEGImages/ (VOC), a COCO .json, a"
+        " .csv table with the titles of path, corners and class, and XML files; it"
+        f" holds {pictures} pictures, and at its top {_contents(root)}"
     )
 
 # %% ../nbs/06f_datasets.ipynb #e8417bd0

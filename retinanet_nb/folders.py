@@ -98,30 +98,58 @@ def _yolo_root(data, path):
     return found if found.is_dir() else path.parent
 
 
-def _yolo_entry(entry, root, path, split):
+def _entries(data, split):
+    "The entries of a split as a list."
+    found = data.get(split)
+    return found if isinstance(found, list) else [found]
+
+
+def _without_dots(entry):
+    return re.sub(r"^([.][.]?[/\\])+", "", entry)
+
+
+def _lies_beside(data, path):
+    "Whether an entry with dots means a folder beside the file, as Roboflow's do."
+    entries = [
+        e for split in _yolo_splits(data).values() for e in _entries(data, split)
+    ]
+    return any(
+        _is_name(e)
+        and e.startswith("..")
+        and _place(path.parent, _without_dots(e)).exists()
+        for e in entries
+    )
+
+# %% ../nbs/06e_folders.ipynb #5ec50dde
+def _yolo_entry(entry, data, path, split):
     "The folder or list that an entry of a data.yaml names."
     if not _is_name(entry):
         raise ValueError(
             f"{path}: {split}: must name a folder or a list of pictures, not"
             f" {_short(entry)}."
         )
-    short = re.sub(r"^([.][.]?[/\\])+", "", entry)
-    places = [_place(root, entry), _place(path.parent, entry)]
-    places.append(_place(path.parent, short))
-    for place in places:
+    far = _place(_yolo_root(data, path), entry)
+    near = _place(path.parent, _without_dots(entry))
+    if entry.startswith("..") and far != near and far.exists():
+        if _lies_beside(data, path):
+            raise ValueError(
+                f"{path}: {split}: {entry} leads to {far}, out of the folder that"
+                " the file's pictures lie in, and may belong to another data set;"
+                f" write {split}: {_without_dots(entry)} or the whole path."
+            )
+    for place in (far, _place(path.parent, entry), near):
         if place.exists():
             return place
     raise FileNotFoundError(
-        f"There is no {places[0]}, which {path} names under {split}."
+        f"There is no {far}, which {path} names under {split}."
     )
 
 # %% ../nbs/06e_folders.ipynb #4488dd26
 def _yolo_pictures(data, path, split):
     "The pictures of a split, each once."
-    root, entries = _yolo_root(data, path), data[split]
     found = {}
-    for entry in entries if isinstance(entries, list) else [entries]:
-        place = _yolo_entry(entry, root, path, split)
+    for entry in _entries(data, split):
+        place = _yolo_entry(entry, data, path, split)
         if place.is_dir():
             found.update(dict.fromkeys(_below(place, PICTURE_SUFFIXES)))
             continue
@@ -150,8 +178,10 @@ def _below(folder, suffixes):
     return found
 
 # %% ../nbs/06e_folders.ipynb #7e6d1bb2
-def _yolo_line(fields, classes, here):
+def _yolo_line(fields, classes, here, points=0):
     "(class, x1, y1, x2, y2) of a line, in shares of the picture."
+    if points and len(fields) == 5 + points:
+        fields = fields[:5]
     numbers = [as_number(field) for field in fields]
     count = len(fields)
     if count == 6:
@@ -170,16 +200,31 @@ def _yolo_line(fields, classes, here):
             f"{here}: the class {_short(fields[0])} is not among the {classes}"
             f" names, which are counted from 0."
         )
-    if max(map(abs, numbers[1:])) > 2:
+    if max(map(abs, numbers[1:])) > 1.5:
+        also = ", or a pose without kpt_shape in the data.yaml" * (count > 5)
         raise ValueError(
-            f"{here}: {_short(' '.join(fields[1:]))!r} are pixels; shares of width"
-            " and height are expected, from 0 to 1."
+            f"{here}: {_short(' '.join(fields[1:]))!r} are pixels{also}; shares"
+            " of width and height are expected, from 0 to 1."
         )
     if count == 5:
         x, y, w, h = numbers[1:]
         return int(label), x - w / 2, y - h / 2, x + w / 2, y + h / 2
     xs, ys = numbers[1::2], numbers[2::2]
     return int(label), min(xs), min(ys), max(xs), max(ys)
+
+# %% ../nbs/06e_folders.ipynb #8e1ff248
+def _points(data, path):
+    "How many numbers of a pose follow each box, by the kpt_shape of a data.yaml."
+    shape = data.get("kpt_shape")
+    if shape is None:
+        return 0
+    sides = [as_number(v) for v in shape] if isinstance(shape, list) else []
+    if len(sides) != 2 or not all(v > 0 and v.is_integer() for v in sides):
+        raise ValueError(
+            f"{path}: kpt_shape must be two numbers, the points of a pose and the"
+            f" numbers of each, as [17, 3]; not {_short(shape)}."
+        )
+    return int(sides[0] * sides[1])
 
 # %% ../nbs/06e_folders.ipynb #877ee188
 def _yolo_label_file(picture):
@@ -195,7 +240,7 @@ def _yolo_label_file(picture):
     return next((place for place in places if place.is_file()), None)
 
 
-def _yolo_lines(path, classes):
+def _yolo_lines(path, classes, points):
     "The objects of a text file as rows, and how many of them are outlines."
     if path is None:
         return [], 0
@@ -204,8 +249,9 @@ def _yolo_lines(path, classes):
     for number, line in enumerate(text.splitlines(), 1):
         fields = line.split()
         if fields:
-            rows.append(_yolo_line(fields, classes, f"{path}, line {number}"))
-            outlines += len(fields) > 5
+            here = f"{path}, line {number}"
+            rows.append(_yolo_line(fields, classes, here, points))
+            outlines += len(fields) not in (5, 5 + points)
     return rows, outlines
 
 # %% ../nbs/06e_folders.ipynb #f0dae05b
@@ -220,10 +266,9 @@ def _yolo_object(row, size, file, report):
     return None
 
 
-def _yolo_entry_of(picture, file, names, report):
-    "A picture's `Entry`, whether it has a text file, and its outlines."
-    label_file = _yolo_label_file(picture)
-    rows, outlines = _yolo_lines(label_file, len(names))
+def _yolo_entry_of(picture, label_file, file, names, points, report):
+    "A picture's `Entry`, and its outlines."
+    rows, outlines = _yolo_lines(label_file, len(names), points)
     entry = Entry(file, picture, [], [])
     try:
         header = read_header(picture)
@@ -236,61 +281,126 @@ def _yolo_entry_of(picture, file, names, report):
             entry.names.append(names[row[0]])
             entry.boxes.append(box)
     entry.boxes = np.array(entry.boxes, np.float64).reshape(-1, 4)
-    return entry, label_file is not None, outlines
+    return entry, outlines
 
 # %% ../nbs/06e_folders.ipynb #ed29e194
-def _yolo_entries(pictures, names, root, report):
+def _yolo_entries(pictures, names, points, root, report):
     "All entries of a split, checked."
-    entries, told, outlines = [], 0, 0
-    for picture in pictures:
+    entries, outlines = [], 0
+    texts = {picture: _yolo_label_file(picture) for picture in pictures}
+    for picture, text in texts.items():
         file = os.path.relpath(picture, root)
-        entry, has, outlined = _yolo_entry_of(picture, file, names, report)
-        told, outlines = told + has, outlines + outlined
+        entry, outlined = _yolo_entry_of(
+            picture, text, file, names, points, report
+        )
+        outlines += outlined
         if check_entry(entry, report):
             entries.append(entry)
-    if not told:
+    if not any(texts.values()):
         first = pictures[0] if pictures else root
         raise ValueError(
             f"{report.source}: none of {len(pictures)} pictures has a text file"
             f" with its objects; for {first} it is looked for in labels/ instead"
             " of images/, and beside the picture."
         )
-    if told < len(pictures):
-        why = f"pictures without a text file, taken as empty: {len(pictures) - told}"
-        report.add("noted", report.source, why)
     if outlines:
         why = f"outlines (polygons) whose boxes were taken: {outlines}"
         report.add("noted", report.source, why)
+    _tell_left_over(texts, root, report)
     return entries
+
+# %% ../nbs/06e_folders.ipynb #5ec24071
+def _tell_left_over(texts, root, report):
+    "Note pictures without a text file, text files without one, and shared ones."
+    alone = sum(text is None for text in texts.values())
+    if alone:
+        why = f"pictures without a text file, taken as empty: {alone}"
+        report.add("noted", report.source, why)
+    first, places = {}, {}
+    for picture, text in texts.items():
+        if text is None:
+            continue
+        if first.setdefault(text, picture) != picture:
+            why = f"it shares {text.name} with {first[text].name}"
+            report.add("noted", os.path.relpath(picture, root), why)
+        places.setdefault(text.parent, set()).add(picture.parent)
+    lost = []
+    for labels, folders in places.items():
+        known = {p.stem for f in folders for p in _files(f, PICTURE_SUFFIXES)}
+        texts = _files(labels, (".txt",))
+        lost += [t for t in texts if t.stem not in known and _has_objects(t)]
+    if lost:
+        why = (
+            f"text files without a picture: {len(lost)}, the first {lost[0].name}"
+        )
+        report.add("noted", report.source, why)
+
+
+def _has_objects(path):
+    "Whether a text file begins like YOLO's, with five numbers or more."
+    with path.open("rb") as file:
+        fields = file.readline(1000).split()
+    numbers = [as_number(f.decode("ascii", "replace")) for f in fields]
+    return len(fields) > 4 and math.isfinite(sum(numbers))
 
 # %% ../nbs/06e_folders.ipynb #b404426e
 class YOLODataset(Records):
     """One split of a YOLO data set as a sequence of `Record`, with `.class_names`
     and `.report`.
 
-    `path` is a `data.yaml`, or the folder that holds one. Names and their order
-    are the file's; outlines are boxed and counted in the report. A line that
-    cannot be read is a `ValueError` that names file and line; so are a class
-    without a name, scores, and pixels instead of shares.
+    `path` is a `data.yaml`, a `classes.txt`, or the folder that holds one. Names
+    and their order are the file's; outlines are boxed and counted in the report.
+    A line that cannot be read is a `ValueError` that names file and line; so are
+    a class without a name, scores, and pixels instead of shares.
     """
 
     def __init__(
         self,
         path: Path,  # the data.yaml, or its folder
-        split: str = "train",  # train, val or test; several joined by +
+        split: str = "train",  # train, val, test or all; several joined by +
         # an order of names; None: the file's own
         class_names: Sequence = None,
         # raise at the first irregularity instead of reporting it
         strict: bool = False,
     ):
         path = _yaml_of(Path(path))
-        data = _read_yaml(path)
+        data = _description(path)
         names, found = _yolo_names(data, path), {}
         for part in _wanted(split, _yolo_splits(data), path):
             found.update(dict.fromkeys(_yolo_pictures(data, path, part)))
         report = DataReport(f"{path.parent.name or path.stem} {split}", strict)
-        entries = _yolo_entries(list(found), names, path.parent, report)
+        points, home = _points(data, path), path.parent
+        entries = _yolo_entries(list(found), names, points, home, report)
         finish(self, entries, class_names or names, report)
+
+# %% ../nbs/06e_folders.ipynb #6537e77b
+def _class_files(root):
+    "The lists of class names that tools without a data.yaml leave in a folder."
+    names = ("classes.txt", "labels/classes.txt", "obj.names")
+    return [root / name for name in names if (root / name).is_file()]
+
+
+def _split_folders(root):
+    "Split → folders of pictures below `root`; empty where a picture is in none."
+    found = {}
+    for picture in _below(root, PICTURE_SUFFIXES):
+        parts = picture.relative_to(root).parts[:-1]
+        names = [_SPLITS.get(part.lower()) for part in parts]
+        at = next((i for i, name in enumerate(names) if name), None)
+        if at is None:
+            return {}
+        found.setdefault(names[at], {})["/".join(parts[: at + 1])] = None
+    return {name: list(folders) for name, folders in found.items()}
+
+
+def _description(path):
+    "What a data.yaml says, or what a list of class names does in the same words."
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return _read_yaml(path)
+    text = path.read_bytes().decode("utf-8-sig", "replace")
+    up = ".." if path.parent.name == "labels" else "."
+    splits = _split_folders(_place(path.parent, up)) or {"all": "."}
+    return {"path": up, "names": text.strip().splitlines(), **splits}
 
 # %% ../nbs/06e_folders.ipynb #3e0941bb
 def _yaml_of(path):
@@ -301,15 +411,17 @@ def _yaml_of(path):
         return path
     found = _files(path, (".yaml", ".yml"))
     named = [p for p in found if p.stem.lower() in ("data", "dataset")]
+    found = [*named, *found, *_class_files(path)]
     if not found:
-        raise FileNotFoundError(f"{path} holds no data.yaml.")
-    return (named or found)[0]
+        raise FileNotFoundError(f"{path} holds no data.yaml and no classes.txt.")
+    return found[0]
 
 
 def _yolo_splits(data):
     "The splits of a data.yaml: common name → its own."
     keys = [k for k in data if isinstance(k, str) and data[k]]
-    return {_SPLITS[k.lower()]: k for k in keys if k.lower() in _SPLITS}
+    found = {_SPLITS[k.lower()]: k for k in keys if k.lower() in _SPLITS}
+    return found or {k: k for k in keys if k == "all"}
 
 
 def _wanted(split, there, path):
@@ -339,6 +451,11 @@ def _loose_key(path, root):
     "The path of a file without suffix and without folders that only sort."
     parts = path.relative_to(root).with_suffix("").parts
     return _key("/".join(p for p in parts if p.lower() not in _SORTING))
+
+
+def _common(part):
+    "The common name of a folder of a split, else the folder's own."
+    return _SPLITS.get(part.lower(), part)
 
 
 class _LoosePictures:
@@ -388,9 +505,18 @@ class _Loose:
         "What the report calls a file."
         return path.relative_to(self.folder).as_posix()
 
+    def parts(self, key):
+        "The folders of an annotation, or its picture's where none is a split."
+        own = key.split("/")[:-1]
+        if any(part.lower() in _SPLITS for part in own):
+            return own
+        picture = self.pictures.of(key, "")[0]
+        key = _loose_key(picture, self.folder) if picture else key
+        return key.split("/")[:-1]
+
     def splits(self):
         "Common name → the folders' own name."
-        parts = {p for key in self.annotations for p in key.split("/")[:-1]}
+        parts = {p for key in self.annotations for p in self.parts(key)}
         return {
             _SPLITS[p.lower()]: p for p in sorted(parts) if p.lower() in _SPLITS
         }
@@ -402,8 +528,9 @@ class _Loose:
         keys = sorted({*self.annotations, *alone})
         if split == "all":
             return keys
-        wanted = set(_wanted(split, self.splits(), self.folder))
-        return [key for key in keys if wanted & set(key.split("/")[:-1])]
+        wanted = _wanted(split, self.splits(), self.folder)
+        wanted = set(map(_common, wanted))
+        return [k for k in keys if wanted & set(map(_common, self.parts(k)))]
 
 # %% ../nbs/06e_folders.ipynb #e4503f83
 class FolderDataset(Records):

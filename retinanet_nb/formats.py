@@ -63,12 +63,28 @@ def _by_id(value):
     digits = value.isascii() and value.isdigit() and len(value) < 20
     return 1 if digits else 2, int(value) if digits else 0, value
 
+# %% ../nbs/06b_formats.ipynb #efab15c9
+def _only_groups(entry, entries, used):
+    "Whether a category has no objects and is there to group all the others."
+    name, others = entry.get("name"), [e for e in entries if e is not entry]
+    return (
+        isinstance(name, str)
+        and entry.get("supercategory") == "none"
+        and _id(entry.get("id")) not in used
+        and bool(others)
+        and all(e.get("supercategory") == name for e in others)
+    )
+
 # %% ../nbs/06b_formats.ipynb #5bf81a3e
-def _categories(entries, path, report):
-    "id → name of COCO's categories, sorted by id."
+def _categories(entries, used, path, report):
+    "id → name of COCO's categories, sorted by id; `used`: the ids of objects."
     found = {}
+    entries = [e if isinstance(e, dict) else {} for e in entries]
     for entry in entries:
-        entry = entry if isinstance(entry, dict) else {}
+        if _only_groups(entry, entries, used):
+            why = f"the category {_short(entry['name'])!r} has no objects and"
+            report.add("noted", path.name, f"{why} only groups others; left out")
+            continue
         key, name = _id(entry.get("id")), entry.get("name")
         name = name.strip() if isinstance(name, str) else ""
         if key is None or not name or _printable(name) != name:
@@ -350,7 +366,10 @@ class COCODataset(Records):
         if images is None:
             names = [e.get("file_name") for e in lists[1] if isinstance(e, dict)]
             images = _picture_folder(path, names, report)
-        categories = _categories(lists[0], path, report)
+        used = {
+            _id(e.get("category_id")) for e in lists[2] if isinstance(e, dict)
+        }
+        categories = _categories(lists[0], used, path, report)
         pictures = _coco_pictures(lists[1], Path(images), path, report)
         _deal(lists[2], pictures, categories, path, report)
         once = dict.fromkeys(p for p in pictures.values() if p is not None)

@@ -113,6 +113,103 @@ def test_yolo_says_what_is_wrong(shapes, tmp_path):
         YOLODataset(root)
 
 
+def test_an_export_inside_another_is_not_read_as_the_other(shapes, tmp_path):
+    "Roboflow's ../train/images leads out of the folder, to whatever has been unpacked there."
+    outer = write_yolo(tmp_path / "outer", shapes, True)
+    inner = write_yolo(outer / "inner", shapes, True)
+    same(open_dataset(outer, "val"), VOCDataset(shapes, "val"))
+    with pytest.raises(
+        ValueError, match="val: ../valid/images leads to .*another data set.*write val: valid/images"
+    ):
+        open_dataset(inner, "val")
+    shutil.rmtree(inner / "valid")  # left out of the inner one: still not the outer one's
+    with pytest.raises(ValueError, match="another data set"):
+        open_dataset(inner, "val")
+    alone = tmp_path / "settings" / "data.yaml"  # dots that mean what they say
+    alone.parent.mkdir()
+    alone.write_text((outer / "data.yaml").read_text().replace("../", "../outer/"))
+    same(open_dataset(alone, "val"), VOCDataset(shapes, "val"))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3, 2), (2, 2)])
+def test_points_of_a_pose_are_no_outline(shapes, tmp_path, shape):
+    root = write_yolo(tmp_path / "pose", shapes, False)
+    point = " 0.25 0.75 2"[: 12 if shape[1] == 3 else 10]
+    for text in (root / "labels").rglob("*.txt"):
+        text.write_text("".join(line + point * shape[0] + "\n" for line in text.read_text().splitlines()))
+    yaml = json.loads((root / "data.yaml").read_text())
+    (root / "data.yaml").write_text(json.dumps({**yaml, "kpt_shape": shape}))
+    found = open_dataset(root, "train")
+    same(found, VOCDataset(shapes, "train"))
+    assert "outlines" not in str(found.report)
+    if shape == (4, 3):
+        (root / "data.yaml").write_text(json.dumps(yaml))
+        with pytest.raises(ValueError, match="line 1: .*a pose without kpt_shape"):
+            open_dataset(root, "train")
+    for wrong in (17, [17], [17, 0], [1.5, 2], ["a", 3]):
+        (root / "data.yaml").write_text(json.dumps({**yaml, "kpt_shape": wrong}))
+        with pytest.raises(ValueError, match="kpt_shape must be two numbers"):
+            open_dataset(root, "train")
+
+
+@pytest.mark.parametrize("names", ["classes.txt", "labels/classes.txt", "obj.names"])
+def test_yolo_without_a_yaml(shapes, tmp_path, names):
+    "As labelImg, Label Studio and CVAT write it; with folders of splits, and all in one."
+    root = write_yolo(tmp_path / "yolo", shapes, False)
+    (root / "data.yaml").unlink()
+    (root / names).write_text("\n".join(VOCDataset(shapes, "train").class_names) + "\n")
+    assert recognize(root).format == "YOLO" and set(recognize(root).splits) == {"train", "val"}
+    for split in ("train", "val"):
+        same(open_dataset(root, split), VOCDataset(shapes, split))
+    shutil.copy(next(root.rglob("*.jpg")), root)  # one in no split: then there are none
+    assert set(recognize(root).splits) == {"all"} and len(open_dataset(root)) == 17
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    (root / next(root.glob("*.jpg")).name).unlink()
+    for path in [*root.rglob("*.jpg"), *root.rglob("*0.txt"), root / names]:
+        shutil.copy(path, flat)
+    if names.startswith("labels"):
+        (flat / "labels").mkdir()
+        (flat / "classes.txt").rename(flat / names)
+    found = open_dataset(flat)
+    assert found.layout.default == "all" and len(found) == 16
+    assert sum(len(r.labels) > 0 for r in found) > 0
+    (flat / names).write_text("ball\n\nbrick\n")  # a blank line is a class too
+    with pytest.raises(ValueError, match="must be different and not empty"):
+        open_dataset(flat)
+
+
+def test_what_is_left_over_of_a_yolo_folder_is_told(shapes, tmp_path):
+    root = write_yolo(tmp_path / "yolo", shapes, False)
+    one, two, *_ = sorted((root / "images/train").iterdir())
+    one.unlink()  # its text file stays
+    (root / "labels/train/notes.txt").write_text("made in spring\n")
+    shutil.copy(two, two.with_suffix(".jpeg"))
+    notes = [why for _, why in open_dataset(root).report.noted]
+    assert f"text files without a picture: 1, the first {one.stem}.txt" in notes
+    assert f"it shares {two.stem}.txt with {two.stem}.jpeg" in notes
+    assert open_dataset(root, "val").report.noted == []
+
+
+@pytest.mark.parametrize("folder", ["", "images"])
+def test_pictures_in_folders_of_splits_and_xml_in_one(shapes, tmp_path, folder):
+    "The pictures' folders are the splits then; a test that nobody sees would be trained on."
+    shutil.copytree(shapes / "Annotations", tmp_path / "annotations")
+    for split in ("train", "val", "test"):
+        pictures(VOCDataset(shapes, split), tmp_path / folder / split)
+    layout = recognize(tmp_path)
+    assert layout.format == "folder" and set(layout.splits) == {"train", "val", "test"}
+    for split in ("train", "val", "test"):
+        same(open_dataset(tmp_path, split), VOCDataset(shapes, split))
+    assert len(open_dataset(tmp_path)) == 12 and len(open_dataset(tmp_path, "all")) == 17
+
+
+def test_a_folder_in_a_folder_is_meant(shapes, tmp_path):
+    write_yolo(tmp_path / "unzipped" / "yolo", shapes, False)
+    (tmp_path / "unzipped" / "__MACOSX").mkdir()
+    same(open_dataset(tmp_path / "unzipped", "val"), VOCDataset(shapes, "val"))
+
+
 def write_coco(path, dataset):
     images, objects = [], []
     for i, r in enumerate(dataset):
