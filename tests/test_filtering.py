@@ -15,7 +15,13 @@ from hypothesis.extra.numpy import arrays
 import oracles
 from helpers import numpy
 from retinanet_nb.anchors import AnchorGenerator
-from retinanet_nb.filtering import DetectionFilter, FilterDetections, filter_detections
+from retinanet_nb.filtering import (
+    BLOCK,
+    DetectionFilter,
+    FilterDetections,
+    filter_detections,
+    non_max_suppression,
+)
 from retinanet_nb.hyperparameters import AnchorParameters, HyperParameters
 
 OPTIONS = dict(score_threshold=0.25, nms_threshold=0.5, pre_nms_top_k=200, max_detections=100)
@@ -297,6 +303,70 @@ def test_under_xla():
     jitted = tf.function(lambda b, s: filter_detections(b, s, **OPTIONS), jit_compile=True)
     for a, b in zip(jitted(boxes, scores), run(boxes, scores)):
         np.testing.assert_allclose(a.numpy(), b, rtol=1e-6)
+
+
+# ---- blocks of candidates
+
+
+def sequential(boxes, scores, labels, threshold, limit):
+    """The sequential algorithm, one candidate after the other, in NumPy: (B, limit), -1 where no more are kept."""
+    found = np.full((len(boxes), limit), -1)
+    for picture, (b, s, k) in enumerate(zip(boxes.astype("float64"), scores, labels)):
+        kept = []
+        for i in np.argsort(-s, kind="stable"):
+            if s[i] < 0 or len(kept) == limit:
+                break
+            of = [j for j in kept if k[j] == k[i]]
+            width, height = np.minimum(b[i, 2:], b[of, 2:]).T - np.maximum(b[i, :2], b[of, :2]).T
+            shared = np.clip(width, 0, None) * np.clip(height, 0, None)
+            area = [(b[j, 2] - b[j, 0]) * (b[j, 3] - b[j, 1]) for j in (i, *of)]
+            if not (shared > threshold * (area[0] + area[1:] - shared)).any():
+                kept.append(i)
+        found[picture, : len(kept)] = kept
+    return found
+
+
+def crowd(rng, n, kind):
+    """Three pictures of n candidates: boxes on whole pixels, scores with many ties, some below 0."""
+    xy, wh = rng.integers(0, 60, (3, n, 2)), rng.integers(1, 40, (3, n, 2))
+    boxes = np.concatenate([xy, xy + wh], -1).astype("float32")
+    scores = (rng.integers(-4, 20, (3, n)) / 32).astype("float32")
+    if kind == "chains":
+        boxes[:] = chain(n)
+        scores[0], scores[1] = np.arange(n, 0, -1) / 1024, np.arange(n) / 1024
+    if kind == "heaps":  # every block full of copies of boxes that were kept long ago
+        boxes = boxes[:, rng.integers(0, min(n, 9), n)]
+    if kind == "uneven":  # one picture is finished at once, one never begins
+        scores[0, 5:], scores[1] = -1, -1
+    return boxes, scores, rng.integers(0, 3, (3, n))
+
+
+@pytest.mark.parametrize("kind", ["random", "chains", "heaps", "uneven"])
+@pytest.mark.parametrize("n", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 500])
+def test_blocks_give_what_the_sequential_algorithm_gives(kind, n):
+    for seed, limit in enumerate((1, 7, BLOCK, 300)):
+        rng = np.random.default_rng([seed, n])
+        boxes, scores, labels = crowd(rng, n, kind)
+        threshold = (0.25, 0.5, 0.75)[seed % 3]
+        found = numpy(non_max_suppression(boxes, scores, labels, threshold, limit))
+        np.testing.assert_array_equal(found, sequential(boxes, scores, labels, threshold, limit))
+
+
+def test_all_scores_of_a_large_picture_above_the_threshold():
+    rng = np.random.default_rng(0)
+    xy, wh = rng.integers(0, 400, (1, 49104, 2)), rng.integers(10, 100, (1, 49104, 2))
+    boxes = np.concatenate([xy, xy + wh], -1).astype("float32")
+    # each score once, so that the best thousand are the same everywhere
+    scores = (rng.permutation(49104 * 20).reshape(1, 49104, 20) + 2**17) / 2**21
+    scores = scores.astype("float32")
+    found = run(boxes, scores, score_threshold=0.05, pre_nms_top_k=1000, max_detections=300)
+    best = np.argsort(-scores.ravel())[:1000]
+    kept = sequential(boxes[:, best // 20], scores.reshape(1, -1)[:, best], best[None] % 20, 0.5, 300)[0]
+    kept = best[kept[kept >= 0]]
+    assert scores.min() > 0.05 and len(kept) == 300
+    np.testing.assert_array_equal(found[0][0], boxes[0, kept // 20])
+    np.testing.assert_array_equal(found[1][0], scores.ravel()[kept])
+    np.testing.assert_array_equal(found[2][0], kept % 20)
 
 
 # ---- candidates level by level
