@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -316,6 +317,39 @@ def test_demo_from_drawing_to_gallery(tmp_path):
     for source in re.findall(r'src="([^"]+)"', page):
         assert (tmp_path / "demo" / "gallery" / source).stat().st_size > 500
     assert page.count("<figure>") >= 24 and str(tmp_path / "demo" / "gallery" / "index.html") in done.stdout
+
+
+def test_a_demonstration_that_was_stopped_goes_on_as_it_says(capsys, monkeypatch, tmp_path):
+    "Ctrl-C after the first of two steps; the lines to type are commands, and they work."
+    import keras
+
+    from retinanet_nb import demo
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    train, drawn = demo.train, demo.make_shapes
+    monkeypatch.setattr(demo, "train", lambda *args, **kwargs: train(*args, **kwargs, callbacks=[Stop()]))
+    few = dict(train=16, val=2, test=2)
+    monkeypatch.setattr(demo, "make_shapes", lambda out, **kwargs: drawn(out, **{**kwargs, **few}))
+    monkeypatch.chdir(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as e:
+            cli.retinanet_demo(out="my demo", epochs=1, pictures=16)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    said = capsys.readouterr().err
+    assert e.value.code == 130 and "train(" not in said and not list(Path("my demo/gallery").glob("*.html"))
+    lines = re.findall(r"^(?:go on with|and then): +(retinanet_\w+) (.*)$", said, re.M)
+    told = {name: shlex.split(words) for name, words in lines}
+    assert told["retinanet_train"] == ["--resume", "my demo/run"]
+    cli.retinanet_train(resume=told["retinanet_train"][1])
+    (entry,) = json.loads(Path("my demo/run/history.json").read_text())
+    assert entry["epoch"] == 1 and "val_voc07_map" in entry
+    cli.retinanet_evaluate(*told["retinanet_evaluate"])
+    assert json.loads(Path("my demo/run/evaluation-test/report.json").read_text())["pictures"] == 2
 
 
 def test_find_pictures_takes_files_as_they_come_and_folders_sorted(tmp_path):
