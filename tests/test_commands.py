@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from helpers import python
 
 from retinanet_nb import cli, cli_detect, cli_train
 from retinanet_nb.shapes import make_shapes
@@ -657,6 +658,24 @@ def test_version_of_every_command(name):
 
     done = command(name, "--version")
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, f"retinanet_nb {__version__}", "")
+
+
+def test_names_stay_where_they_were():
+    "What has moved is found in the old place, and nothing is read before it is asked for."
+    python(
+        """
+import sys
+from retinanet_nb import cli
+assert not {"retinanet_nb.cli_train", "retinanet_nb.cli_detect"} & set(sys.modules)
+for name in "ABOUT FEWEST KINDS PASSES open_dataset EVALUATED ROWS RESULT VIDEOS FORMATS MOST_PICTURES find_pictures".split():
+    assert getattr(cli, name) is not None
+from retinanet_nb.cli import retinanet_demo, retinanet_detect, retinanet_evaluate, retinanet_export
+from retinanet_nb.cli import retinanet_inspect, retinanet_selfcheck, retinanet_train
+assert retinanet_detect.__module__ == "retinanet_nb.cli_detect"
+assert not hasattr(cli, "retinanet_fly") and not hasattr(cli, "_has_gpu")
+assert not {"keras", "numpy", "cv2"} & set(sys.modules)
+"""
+    )
 
 
 def test_the_package_is_a_command(data, tmp_path):
