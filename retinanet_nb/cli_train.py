@@ -470,6 +470,7 @@ def _default_preset(weights, data):
         return "from-scratch"
     if data:
         recognize(data)
+    print(f"weights {weights}: the preset fine-tune (--preset names another)")
     return "fine-tune"
 
 # %% ../nbs/10a_cli_train.ipynb #71e36511
