@@ -9,6 +9,7 @@ __all__ = ['commands', 'usage', 'main']
 #| code-fold: true
 #| code-summary: "Imports"
 import sys
+import textwrap
 
 from fastcore.script import anno_parser
 
@@ -24,11 +25,17 @@ def commands() -> dict:
 
 
 def usage() -> str:
-    "A line for each command."
+    "What each command does, in a line or two."
     lines = ["usage: python -m retinanet_nb COMMAND …", ""]
     for name, command in commands().items():
+        said = " ".join((command.__doc__ or "").split())
         lines.append(
-            f"  {name:10} {(command.__doc__ or '').strip().splitlines()[0]}"
+            textwrap.fill(
+                said,
+                79,
+                initial_indent=f"  {name:10} ",
+                subsequent_indent=" " * 13,
+            )
         )
     return "\n".join(lines)
 

@@ -267,6 +267,12 @@ def _draw_data(out, h, counts):
     return data, *(VOCDataset(data, split) for split in names)
 
 
+def _remember(data, every):
+    "What a run writes down, so that `retinanet_train --resume` finds its data."
+    splits = dict(split="train", val_split="val")
+    return dict(path=str(data.resolve()), **splits, validate_every=every)
+
+
 def _announce(h, training):
     "What is about to be trained, in a line."
     height, width = h.image_size
@@ -309,11 +315,13 @@ def run_demo(
     hyperparameters=None,  # None: the preset "tiny"
     pictures=(1600, 100, 300),  # to draw for training, validation and test
     progress: bool = True,  # a bar, and a line for every epoch
+    hint: bool = True,  # after an interruption, print how to go on in Python
 ):
     """Draws a data set, trains a small RetinaNet on it from nothing, measures it
     on pictures it never saw and writes a gallery.
 
-    Returns the `Run` and the `Report` on the test pictures. A second
+    Returns the `Run` and the `Report` on the test pictures; where Ctrl-C ended the
+    training, `None` in place of the report, and there is no gallery. A second
     demonstration in the same folder keeps the first one's run and gets one of
     its own, `run-2`. Raises `FileExistsError` where `out` holds another data set,
     `ValueError` where the gallery would replace somebody's files.
@@ -324,14 +332,19 @@ def run_demo(
         say(f"Drawing {sum(pictures)} pictures …", flush=True)
         data, training, validation, test = _draw_data(out, h, pictures)
         say(_announce(h, training), flush=True)
+        every = (h.epochs + 1) // 2
         run = train(
             training,
             h,
             validation,
             run=fresh_folder(out / "run"),
-            validate_every=(h.epochs + 1) // 2,
+            validate_every=every,
             progress=progress,
+            about={"data": _remember(data, every)},
+            hint=hint,
         )
+        if run.interrupted:
+            return run, None
         report = evaluate(load_detector(run.detector), test, progress=progress)
         with claim(run.folder, ["test.json"]) as kept:
             kept.take(["test.json"])

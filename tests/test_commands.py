@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from helpers import python
 
 from retinanet_nb import cli, cli_detect, cli_train
 from retinanet_nb.shapes import make_shapes
@@ -316,6 +318,39 @@ def test_demo_from_drawing_to_gallery(tmp_path):
     for source in re.findall(r'src="([^"]+)"', page):
         assert (tmp_path / "demo" / "gallery" / source).stat().st_size > 500
     assert page.count("<figure>") >= 24 and str(tmp_path / "demo" / "gallery" / "index.html") in done.stdout
+
+
+def test_a_demonstration_that_was_stopped_goes_on_as_it_says(capsys, monkeypatch, tmp_path):
+    "Ctrl-C after the first of two steps; the lines to type are commands, and they work."
+    import keras
+
+    from retinanet_nb import demo
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    train, drawn = demo.train, demo.make_shapes
+    monkeypatch.setattr(demo, "train", lambda *args, **kwargs: train(*args, **kwargs, callbacks=[Stop()]))
+    few = dict(train=16, val=2, test=2)
+    monkeypatch.setattr(demo, "make_shapes", lambda out, **kwargs: drawn(out, **{**kwargs, **few}))
+    monkeypatch.chdir(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as e:
+            cli.retinanet_demo(out="my demo", epochs=1, pictures=16)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    said = capsys.readouterr().err
+    assert e.value.code == 130 and "train(" not in said and not list(Path("my demo/gallery").glob("*.html"))
+    lines = re.findall(r"^(?:go on with|and then): +(retinanet_\w+) (.*)$", said, re.M)
+    told = {name: shlex.split(words) for name, words in lines}
+    assert told["retinanet_train"] == ["--resume", "my demo/run"]
+    cli.retinanet_train(resume=told["retinanet_train"][1])
+    (entry,) = json.loads(Path("my demo/run/history.json").read_text())
+    assert entry["epoch"] == 1 and "val_voc07_map" in entry
+    cli.retinanet_evaluate(*told["retinanet_evaluate"])
+    assert json.loads(Path("my demo/run/evaluation-test/report.json").read_text())["pictures"] == 2
 
 
 def test_find_pictures_takes_files_as_they_come_and_folders_sorted(tmp_path):
@@ -623,6 +658,24 @@ def test_version_of_every_command(name):
 
     done = command(name, "--version")
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, f"retinanet_nb {__version__}", "")
+
+
+def test_names_stay_where_they_were():
+    "What has moved is found in the old place, and nothing is read before it is asked for."
+    python(
+        """
+import sys
+from retinanet_nb import cli
+assert not {"retinanet_nb.cli_train", "retinanet_nb.cli_detect"} & set(sys.modules)
+for name in "ABOUT FEWEST KINDS PASSES open_dataset EVALUATED ROWS RESULT VIDEOS FORMATS MOST_PICTURES find_pictures".split():
+    assert getattr(cli, name) is not None
+from retinanet_nb.cli import retinanet_demo, retinanet_detect, retinanet_evaluate, retinanet_export
+from retinanet_nb.cli import retinanet_inspect, retinanet_selfcheck, retinanet_train
+assert retinanet_detect.__module__ == "retinanet_nb.cli_detect"
+assert not hasattr(cli, "retinanet_fly") and not hasattr(cli, "_has_gpu")
+assert not {"keras", "numpy", "cv2"} & set(sys.modules)
+"""
+    )
 
 
 def test_the_package_is_a_command(data, tmp_path):
