@@ -12,6 +12,7 @@ __all__ = ['EVALUATED', 'ROWS', 'RESULT', 'VIDEOS', 'FORMATS', 'MOST_PICTURES', 
 import json
 import os
 import re
+import shlex
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
@@ -534,18 +535,42 @@ def _watch(model, words, folder, score_threshold, batch_size, show):
     frames, total = _count(counts[0], "frame"), _count(counts[1], "object")
     print(f"{total} in {frames}: {folder / name} and {folder / RESULT}")
 
+# %% ../nbs/10b_cli_detect.ipynb #1e4a335d
+def _check_words(model, images):
+    "Raise `ValueError` where no detector is named, or nothing for it to look at."
+    from retinanet_nb.pictures import PICTURE_SUFFIXES
+
+    path = Path(model)
+    seen = _is_video(model) or path.suffix.lower() in PICTURE_SUFFIXES
+    # one folder alone: of pictures, unless it is a run's
+    if seen or (not images and path.is_dir() and not _run_of(model)):
+        raise ValueError(
+            f"which detector is to look at {model}? Name it first, as in"
+            f" retinanet_detect coco {shlex.quote(str(model))}: coco knows eighty"
+            " kinds of things on photographs (150 MB, fetched the first time),"
+            " shapes the drawn ones of this package; a run's folder or a"
+            " detector's file will do too"
+        )
+    if not images:
+        raise ValueError(
+            f"what is {model} to look at? Name pictures, folders, a video or a"
+            " camera's number after it"
+        )
+
 # %% ../nbs/10b_cli_detect.ipynb #e23329df
 #| code-fold: true
 #| code-summary: "retinanet_detect: every option"
 @_command
 def retinanet_detect(
-    # .keras file, a run's folder, shapes, or what retinanet_export wrote
+    # coco (photographs; fetched once), shapes (the carried detector), a .keras
+    # file, a run's folder, or what retinanet_export wrote
     model: str,
     images: Param(
         "pictures, folders, patterns; or one video file or camera number",
         str,
-        nargs="+",
-    ),
+        opt=False,
+        nargs="*",
+    ) = None,
     # folder for the annotated pictures or video and detections.json
     out: str = "detections",
     score_threshold: float = 0.5,  # lower scores are left out
@@ -557,6 +582,7 @@ def retinanet_detect(
     """Find objects in pictures or a video: writes each with its boxes, and all of
     them as JSON.
     """
+    _check_words(model, images)
     if any(map(_is_video, images)):
         return _watch(model, images, Path(out), score_threshold, batch_size, show)
     paths, folder = find_pictures(images), Path(out)

@@ -14,6 +14,7 @@ import math
 import os
 import shlex
 import signal
+import sys
 from pathlib import Path
 
 from fastcore.script import Param, store_true
@@ -58,12 +59,31 @@ def open_dataset(
 # %% ../nbs/10a_cli_train.ipynb #72dd27e7
 def _with_architecture(base, weights):
     "`base` with the network that a file of weights was made for."
-    from retinanet_nb.model_files import PUBLISHED, architecture_of
+    from retinanet_nb.model_files import ARCHITECTURE, hyperparameters_of
 
     is_file = weights and Path(weights).suffix == ".keras"
-    if weights not in PUBLISHED and not (is_file and Path(weights).is_file()):
+    if not _is_published(weights) and not (is_file and Path(weights).is_file()):
         return base
-    return base.replace(**architecture_of(weights))
+    theirs = hyperparameters_of(weights)
+    return base.replace(
+        **{name: getattr(theirs, name) for name in ARCHITECTURE},
+        # deltas of another size want another place for the bend of their loss
+        sigma=theirs.sigma,
+        # what is frozen on either side stays so
+        freeze_stages=max(base.freeze_stages, theirs.freeze_stages),
+        freeze_batch_norm=base.freeze_batch_norm or theirs.freeze_batch_norm,
+    )
+
+
+def _is_published(weights):
+    "Whether a word names weights that are fetched; the engine is there then."
+    from retinanet_nb.model_files import PUBLISHED
+
+    if weights not in PUBLISHED:
+        return False
+    with _hushed():
+        import retinanet_nb.weights  # noqa: F401
+    return True
 
 # %% ../nbs/10a_cli_train.ipynb #51dcd783
 def _hyperparameters(
@@ -440,6 +460,19 @@ def _tell_proposals(h, why, reached):
     )
     print("proposed: " + "\n          ".join(lines))
 
+# %% ../nbs/10a_cli_train.ipynb #752123f2
+def _default_preset(weights, data):
+    "The preset where none is named; raises an error where `data` isn't there."
+    from retinanet_nb.formats import recognize
+    from retinanet_nb.model_files import PUBLISHED
+
+    if weights not in PUBLISHED:
+        return "from-scratch"
+    if data:
+        recognize(data)
+    print(f"weights {weights}: the preset fine-tune (--preset names another)")
+    return "fine-tune"
+
 # %% ../nbs/10a_cli_train.ipynb #71e36511
 #| code-fold: true
 #| code-summary: "retinanet_train: every option, and how they become a run"
@@ -461,7 +494,7 @@ def retinanet_train(
     # another data set to measure on, in any of the formats
     val_data: str = None,
     # documented, paper, from-scratch, fine-tune or tiny; default: what suits the
-    # machine and the data
+    # machine, the data and the weights
     preset: str = None,
     run: str = None,  # folder of the run; default: runs/DATE-TIME
     resume: Param(
@@ -476,8 +509,8 @@ def retinanet_train(
     # canvas as HEIGHTxWIDTH, e.g. 240x320, or the side of a square
     image_size: str = None,
     backbone: str = None,  # resnet50, resnet101, mobilenetv2, …, tiny
-    # imagenet, shapes (the carried detector), or a .keras or .weights.h5 file to
-    # start from
+    # coco (trained on photographs; fetched once), imagenet, shapes (the carried
+    # detector), or a .keras or .weights.h5 file to start from
     weights: str = None,
     # propose canvas and anchors also where a preset, a backbone or weights are
     # named; else that is done where none of these, no canvas and no anchors are
@@ -506,9 +539,8 @@ def retinanet_train(
     version: _Version = THIS,
 ):
     "Train a RetinaNet on DATA; everything about the run is kept in one folder."
-    run, base, about, names = _beginning(
-        run, resume, preset or "from-scratch", classes
-    )
+    recipe = preset or _default_preset(weights, data)
+    run, base, about, names = _beginning(run, resume, recipe, classes)
     numbers = dict(
         epochs=epochs,
         batch_size=batch_size,
@@ -681,7 +713,7 @@ def retinanet_selfcheck(
     preset: str = "from-scratch",
     image_size: str = None,  # canvas as HEIGHTxWIDTH or a square's side
     backbone: str = None,  # resnet50, resnet101, mobilenetv2, …, tiny
-    # imagenet, shapes, or a .keras or .weights.h5 file to start from
+    # coco, imagenet, shapes, or a .keras or .weights.h5 file to start from
     weights: str = None,
     anchor_sizes: str = None,  # five sizes in pixels, e.g. 16,32,64,128,256
     anchor_ratios: str = None,  # height / width, e.g. 0.33,1,3
@@ -769,7 +801,12 @@ def retinanet_demo(
     h = PRESETS["tiny"].replace(seed=seed)
     if epochs is not None:
         h = h.replace(epochs=epochs)
-    run, report = run_demo(out, h, (pictures, 100, 300))
+    run, report = run_demo(out, h, (pictures, 100, 300), hint=False)
+    if report is None:
+        _tell_run(run)
+        measured = shlex.join([str(run.folder), str(Path(out) / "shapes")])
+        print(f"and then:   retinanet_evaluate {measured}", file=sys.stderr)
+        raise KeyboardInterrupt
     if detector:
         path = save_atomically(detector, load_detector(run.detector).save)
         print(f"carried:   {path}  (mAP {report.voc07_map:.3f})")
