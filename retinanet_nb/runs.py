@@ -29,6 +29,7 @@ from retinanet_nb.files import (
     sync,
 )
 from .hyperparameters import HyperParameters
+from .parts import OwnParts
 from .pictures import read_header
 from .records import check_records
 from .resnet50 import BACKBONES
@@ -44,6 +45,7 @@ class _Options:
     workers: int | None
     progress: bool
     tensorboard: bool
+    parts: OwnParts = OwnParts()
 
     def check(self, hyperparameters):
         "Raise `ValueError` that names the option at fault."
@@ -209,6 +211,7 @@ def _check_same_run(folder, before, now):
             " not be the same run. Begin another one, for example with weights of"
             " its last.keras"
         )
+    _check_same_parts(folder, before.get("parts", {}), now.get("parts", {}))
     numbers = now["hyperparameters"]
     differ = [
         k for k, v in numbers.items() if before["hyperparameters"].get(k, v) != v
@@ -233,6 +236,21 @@ def _longer(folder, before, now):
         f" another run with its weights: --weights {folder}/last.keras --epochs"
         f" {more} (weights=, epochs= in Python)"
     )
+
+# %% ../nbs/90k_runs.ipynb #dede0e82
+def _check_same_parts(folder, before, now):
+    "Raise `ValueError` where a run was begun with other parts of one's own."
+    differ = [
+        f"{name} {_short(before.get(name, 'built in'))}"
+        f" (now {_short(now.get(name, 'built in'))})"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if differ:
+        raise ValueError(
+            f"the run in {folder} was begun with {', '.join(differ)}: resume it"
+            " with the same parts, or choose another folder"
+        )
 
 # %% ../nbs/90k_runs.ipynb #9c3a1e70
 def _refuse_run(folder):
