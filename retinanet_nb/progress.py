@@ -195,6 +195,14 @@ def _measured(detector, validation, metric):
         return float(report.coco["AP"])
     return float(getattr(report, f"{metric}_map"))
 
+
+def _judged(detector, options, metric):
+    "The figure that decides, by a function of one's own where there is one."
+    own, pictures = options.parts.metric, options.validation
+    if own is not None:
+        return own_measure(own, detector, pictures)
+    return _measured(detector, pictures, metric)
+
 # %% ../nbs/90m_progress.ipynb #90d2b6c1
 def _copied(model):
     return [np.array(w) for w in model.get_weights()]
@@ -254,12 +262,7 @@ class _Publisher:
         detector = current_detector(trainer, self, of_detector(own))
         self.signals.at_once = True  # resuming would measure again
         try:
-            pictures = self.options.validation
-            score = (
-                own_measure(own.metric, detector, pictures)
-                if own.metric
-                else _measured(detector, pictures, h.best_metric)
-            )
+            score = _judged(detector, self.options, h.best_metric)
         finally:
             self.signals.at_once = False
         if not before or score > max(before):

@@ -211,7 +211,6 @@ def _check_same_run(folder, before, now):
             " not be the same run. Begin another one, for example with weights of"
             " its last.keras"
         )
-    _check_same_parts(folder, before.get("parts", {}), now.get("parts", {}))
     numbers = now["hyperparameters"]
     differ = [
         k for k, v in numbers.items() if before["hyperparameters"].get(k, v) != v
@@ -240,6 +239,7 @@ def _longer(folder, before, now):
 # %% ../nbs/90k_runs.ipynb #dede0e82
 def _check_same_parts(folder, before, now):
     "Raise `ValueError` where a run was begun with other parts of one's own."
+    before, now = before.get("parts", {}), now.get("parts", {})
     differ = [
         f"{name} {_short(before.get(name, 'built in'))}"
         f" (now {_short(now.get(name, 'built in'))})"
@@ -308,6 +308,7 @@ def _own_folder(run, resume, config, about):
     if resume:
         before = _read_config(folder / "config.json")
         _check_same_run(folder, before, config)
+        _check_same_parts(folder, before, config)
     else:
         _refuse_run(folder)
     # runs of versions that kept no manifest are recognized by config.json
