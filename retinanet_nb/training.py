@@ -413,7 +413,7 @@ def train(
     # between two states inside an epoch; 0: after every step
     checkpoint_minutes: float = 10,
     hint: bool = True,  # after an interruption, print how to go on in Python
-    # parts of one's own, in place of what is built in; A.14 tells of each
+    # parts of one's own, in place of what is built in; A.16 tells of each
     transform=None,  # a function (image, boxes, labels, rng), called first
     optimizer=None,  # a Keras optimizer, or a function of the number of steps
     trainer: type | None = None,  # a subclass of RetinaNetTrainer
