@@ -206,6 +206,8 @@ def _checked_labels(labels, count, classes, name):
     return labels.astype(np.int32)
 
 # %% ../nbs/06g_augmentation.ipynb #25e1fd41
+#| code-fold: true
+#| code-summary: "Transform: asked, looked at, and at first asked again"
 class Transform:
     """A function `(image, boxes, labels, rng) → image, boxes, labels` of
     somebody's own, its answers checked; on its first picture it is also asked

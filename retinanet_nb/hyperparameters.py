@@ -264,7 +264,8 @@ class _Training:
     warmup_steps: int = 0  # the rate rises linearly over these steps
     schedule: str = "constant"  # constant or cosine (down to a hundredth)
     epochs: int = 50  # passes over the training pictures
-    # which measurement decides what the best epoch is: voc07, voc or coco
+    # which measurement decides what the best epoch is: voc07, voc, coco, or
+    # own: and a name, for a function handed to train
     best_metric: str = "voc07"
     # stop after so many measurements without a better one; None: never
     patience: int | None = None
@@ -451,7 +452,8 @@ _RELATIONS = {
 def _check_value(name, value):
     "`ValueError` that names the field where its value is out of range."
     choices = _CHOICES.get(name, (value,))
-    if value not in choices:
+    own = name == "best_metric" and value[:4] == "own:" and len(value) > 4
+    if value not in choices and not own:
         names = ", ".join(map(str, choices))
         raise ValueError(
             f"HyperParameters.{name} must be one of {names}, not {_quoted(value)}"

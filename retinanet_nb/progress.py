@@ -20,6 +20,7 @@ from .checkpoints import Checkpoint, State, _Signals
 from .engine import keras, ops
 from .evaluation import evaluate
 from .files import finite
+from .parts import of_detector, own_measure
 from .retinanet_box import retinanet_box
 from .runs import _tensorboard
 
@@ -134,7 +135,8 @@ _MEASURES = {
 
 def _measure(hyperparameters):
     "The key in the history of the figure that decides."
-    return _MEASURES[hyperparameters.best_metric]
+    metric = hyperparameters.best_metric
+    return _MEASURES.get(metric) or "val_" + metric.replace(":", "_", 1)
 
 
 def _scores(history, key):
@@ -170,10 +172,11 @@ def current_detector(
     # any object with an attribute detector: None at first, then the detector
     # built once
     cache,
+    parts: dict = None,  # of one's own, for retinanet_box
 ):  # a Detector in float32
     "A detector with the trainer's weights of this moment."
     if cache.detector is None:
-        cache.detector = retinanet_box(trainer)
+        cache.detector = retinanet_box(trainer, **(parts or {}))
     inner = next(
         layer for layer in cache.detector.layers if isinstance(layer, keras.Model)
     )
@@ -192,6 +195,14 @@ def _measured(detector, validation, metric):
         return float(report.coco["AP"])
     return float(getattr(report, f"{metric}_map"))
 
+
+def _judged(detector, options, metric):
+    "The figure that decides, by a function of one's own where there is one."
+    own, pictures = options.parts.metric, options.validation
+    if own is not None:
+        return own_measure(own, detector, pictures)
+    return _measured(detector, pictures, metric)
+
 # %% ../nbs/90m_progress.ipynb #90d2b6c1
 def _copied(model):
     return [np.array(w) for w in model.get_weights()]
@@ -200,7 +211,7 @@ def _copied(model):
 @contextmanager
 def _averaged(trainer):
     "Inside the block the model has the weights to test and to keep."
-    if not trainer.hyperparameters.ema_momentum:
+    if not trainer.optimizer.use_ema:
         yield trainer.model
         return
     learning = _copied(trainer.model)
@@ -246,12 +257,12 @@ class _Publisher:
 
     def measure(self, trainer, history):
         "Measure the model; keep it where it is better than those before."
-        h = trainer.hyperparameters
+        h, own = trainer.hyperparameters, self.options.parts
         before = _scores(history, _measure(h))
-        detector = current_detector(trainer, self)
+        detector = current_detector(trainer, self, of_detector(own))
         self.signals.at_once = True  # resuming would measure again
         try:
-            score = _measured(detector, self.options.validation, h.best_metric)
+            score = _judged(detector, self.options, h.best_metric)
         finally:
             self.signals.at_once = False
         if not before or score > max(before):

@@ -29,6 +29,7 @@ from retinanet_nb.files import (
     sync,
 )
 from .hyperparameters import HyperParameters
+from .parts import OwnParts
 from .pictures import read_header
 from .records import check_records
 from .resnet50 import BACKBONES
@@ -44,6 +45,7 @@ class _Options:
     workers: int | None
     progress: bool
     tensorboard: bool
+    parts: OwnParts = OwnParts()
 
     def check(self, hyperparameters):
         "Raise `ValueError` that names the option at fault."
@@ -234,6 +236,22 @@ def _longer(folder, before, now):
         f" {more} (weights=, epochs= in Python)"
     )
 
+# %% ../nbs/90k_runs.ipynb #dede0e82
+def _check_same_parts(folder, before, now):
+    "Raise `ValueError` where a run was begun with other parts of one's own."
+    before, now = before.get("parts", {}), now.get("parts", {})
+    differ = [
+        f"{name} {_short(before.get(name, 'built in'))}"
+        f" (now {_short(now.get(name, 'built in'))})"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if differ:
+        raise ValueError(
+            f"the run in {folder} was begun with {', '.join(differ)}: resume it"
+            " with the same parts, or choose another folder"
+        )
+
 # %% ../nbs/90k_runs.ipynb #9c3a1e70
 def _refuse_run(folder):
     "Raise `ValueError` where a folder for a new run holds one."
@@ -290,6 +308,7 @@ def _own_folder(run, resume, config, about):
     if resume:
         before = _read_config(folder / "config.json")
         _check_same_run(folder, before, config)
+        _check_same_parts(folder, before, config)
     else:
         _refuse_run(folder)
     # runs of versions that kept no manifest are recognized by config.json

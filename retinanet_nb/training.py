@@ -11,6 +11,7 @@ __all__ = ['RetinaNetTrainer', 'learning_rate_schedule', 'make_optimizer', 'buil
 #| code-summary: "Imports"
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from .anchors import AnchorGenerator, read_part
@@ -20,6 +21,13 @@ from .engine import keras, ops
 from .generator import train_generator
 from .hyperparameters import HyperParameters
 from .losses import focal_loss, smooth_l1_loss
+from retinanet_nb.parts import (
+    OwnParts,
+    check_parts,
+    of_detector,
+    of_trainer,
+    optimizer_of,
+)
 from retinanet_nb.progress import (
     _best_counts,
     _Bookkeeping,
@@ -255,6 +263,7 @@ def build_trainer(
     optimizer,  # of make_optimizer
     # those of hyperparameters.weights; False where a checkpoint follows
     load_weights: bool = True,
+    parts: OwnParts = OwnParts(),  # of one's own
 ) -> RetinaNetTrainer:
     """A fresh network and its trainer, compiled and built, in the precision asked
     for; the caller's own dtype policy is given back.
@@ -264,11 +273,11 @@ def build_trainer(
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(h.precision)
     try:
-        trainer = RetinaNetTrainer(
-            retinanet_model(
-                len(names), h, names, weights=h.weights if load_weights else None
-            )
+        model = retinanet_model(
+            len(names), h, names, weights=h.weights if load_weights else None
         )
+        kind = parts.trainer or RetinaNetTrainer
+        trainer = kind(model, **of_trainer(parts))
     finally:
         keras.config.set_dtype_policy(policy)
     # XLA pays on accelerators and under JAX; on processors TensorFlow's own
@@ -282,12 +291,13 @@ def build_trainer(
     return trainer
 
 
-def _set_up(names, h, generator, checkpoint, resume):
+def _set_up(names, h, generator, checkpoint, resume, parts):
     "The trainer of a run and the state that it begins with."
     # a run that was cut before its first state starts as it did then
     going_on = resume and checkpoint.newest() is not None
-    optimizer = make_optimizer(h, h.epochs * len(generator))
-    trainer = build_trainer(names, h, optimizer, load_weights=not going_on)
+    steps = h.epochs * len(generator)
+    optimizer = optimizer_of(parts, partial(make_optimizer, h), steps)
+    trainer = build_trainer(names, h, optimizer, not going_on, parts)
     state = checkpoint.load(trainer) if going_on else State()
     return trainer, state
 
@@ -303,7 +313,8 @@ def plot_history(
     from matplotlib.figure import Figure
     from retinanet_nb.pictures import ACCENT, INK, NEGATIVE, POSITIVE
 
-    key = next((k for e in history for k in e if k in _AXES), None)
+    keys = [k for e in history for k in e]
+    key = next((k for k in keys if k in _AXES or k.startswith("val_own_")), None)
     figure = Figure(figsize=(9 if key else 5, 3), layout="constrained")
     axes = figure.subplots(1, 2 if key else 1, squeeze=False)[0]
     colors = {"loss": INK, "classification": ACCENT, "box": NEGATIVE}
@@ -314,7 +325,9 @@ def plot_history(
     axes[0].legend()
     if key:
         _plot(axes[1], history, key, color=POSITIVE, marker=".")
-        axes[1].set(xlabel="epoch", ylabel=_AXES[key], ylim=(0, 1))
+        axes[1].set(xlabel="epoch", ylabel=_AXES.get(key, key[8:]))
+        if key in _AXES:
+            axes[1].set(ylim=(0, 1))
     return figure
 
 
@@ -348,7 +361,8 @@ def _finish(books, stopped):
         if interrupted:
             print(f"writing detector.keras from {kept[0].name}", file=sys.stderr)
         model = read_model(kept[0])
-        detector = mine.write("detector.keras", retinanet_box(model).save)
+        whole = retinanet_box(model, **of_detector(books.options.parts))
+        detector = mine.write("detector.keras", whole.save)
         mine.write("curves.png", plot_history(state.history).savefig)
     return Run(
         model, state.history, mine.folder, detector, interrupted, state.step
@@ -361,11 +375,14 @@ def _train(dataset, h, run, resume, callbacks, about, options, hint):
     names, validation = list(dataset.class_names), options.validation
     if validation is not None:
         _check_validation(validation, names)
-    config = _config(dataset, h, validation, about)
+    parts = options.parts
+    config = {**_config(dataset, h, validation, about), **parts.named()}
     with _own_folder(run, resume, config, about) as mine, _enough_memory(h):
-        generator = train_generator(dataset, h, workers=options.workers)
+        generator = train_generator(
+            dataset, h, workers=options.workers, transform=parts.transform
+        )
         checkpoint = Checkpoint(mine.folder)
-        trainer, state = _set_up(names, h, generator, checkpoint, resume)
+        trainer, state = _set_up(names, h, generator, checkpoint, resume, parts)
         books = _Bookkeeping(mine, trainer, generator, state, options)
         stopped = _fit(books, callbacks)
         result = _finish(books, stopped)
@@ -396,6 +413,15 @@ def train(
     # between two states inside an epoch; 0: after every step
     checkpoint_minutes: float = 10,
     hint: bool = True,  # after an interruption, print how to go on in Python
+    # parts of one's own, in place of what is built in; A.16 tells of each
+    transform=None,  # a function (image, boxes, labels, rng), called first
+    optimizer=None,  # a Keras optimizer, or a function of the number of steps
+    trainer: type | None = None,  # a subclass of RetinaNetTrainer
+    metric=None,  # a function (detector, validation) → a number to be high
+    anchors=None,  # in place of AnchorGenerator
+    coder=None,  # in place of box_coder
+    matcher=None,  # in place of Matcher
+    filter=None,  # in place of DetectionFilter, in the detector
 ) -> Run:
     """Trains a RetinaNet on `dataset` and leaves everything about it in one
     folder.
@@ -406,6 +432,9 @@ def train(
     `hyperparameters.best_metric`). `hyperparameters.patience` ends a run whose
     measurement no longer rises. After SIGTERM `Terminated` is raised, after
     Ctrl-C the `Run` returned says `interrupted`.
+
+    Of parts of your own `config.json` keeps the names, and resuming with others
+    is refused.
 
     Raises `TypeError` for what is no data set; `ValueError` for an empty one, for
     labels, boxes, classes or options that cannot be used, for a folder that holds
@@ -422,8 +451,13 @@ def train(
         workers,
         progress,
         tensorboard,
+        OwnParts(
+            transform, optimizer, trainer, metric, anchors, coder, matcher, filter
+        ),
     )
+    hyperparameters = options.parts.settled(hyperparameters)
     options.check(hyperparameters)
+    check_parts(options.parts, hyperparameters, validation, RetinaNetTrainer)
     stopped, result = _train(
         dataset, hyperparameters, run, resume, callbacks, about, options, hint
     )
