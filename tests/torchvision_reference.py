@@ -133,24 +133,32 @@ def _whole(*numbers):
 
 def write_pth(path, state):
     "`state` as `torch.save` writes it, written without PyTorch; float32 and int64."
+    # tensors that are one number, broadcast, are windows on one block, as PyTorch allows
+    spread = [array for array in state.values() if array.size > 1 and not any(array.strides)]
+    block = max(spread, key=np.size).ravel() if spread else None
     program = [b"\x80\x02ccollections\nOrderedDict\n)R("]
     with zipfile.ZipFile(path, "w") as archive:
+        if spread:
+            archive.writestr("archive/data/shared", block.tobytes())
         for i, (name, array) in enumerate(state.items()):
             kind = b"Float" if array.dtype == "float32" else b"Long"
-            steps = [s // array.itemsize for s in array.strides]
+            shared = array.size > 1 and not any(array.strides)
+            key, numbers = ("shared", block) if shared else (str(i), array)
+            steps = [s // array.itemsize for s in np.ascontiguousarray(array).strides]
             program += [_text(name), b"ctorch._utils\n_rebuild_tensor_v2\n((", _text("storage")]
             program += [
                 b"ctorch\n",
                 kind,
                 b"Storage\n",
-                _text(str(i)),
+                _text(key),
                 _text("cpu"),
-                _whole(array.size),
+                _whole(numbers.size),
                 b"tQ",
             ]
             program += [_whole(0), b"(", _whole(*array.shape), b"t(", _whole(*steps), b"t\x89"]
             program += [b"ccollections\nOrderedDict\n)RtR"]
-            archive.writestr(f"archive/data/{i}", array.tobytes())
+            if not shared:
+                archive.writestr(f"archive/data/{i}", array.tobytes())
         archive.writestr("archive/data.pkl", b"".join([*program, b"u."]))
         archive.writestr("archive/version", b"3\n")
 
