@@ -291,6 +291,8 @@ class _Augmentation:
     # probability of a vertical flip; for pictures that know no up, like the next
     vertical_flip: float = 0.0
     quarter_turns: bool = False  # turn by 0 to 3 quarters, each equally likely
+    crop: float = 0.0  # probability of a crop that keeps one object whole
+    mosaic: float = 0.0  # probability of four pictures on one canvas
     scale_jitter: tuple = (1.0, 1.0)  # range of a random zoom
     color_jitter: float = (
         0.0  # strength of random brightness, contrast, saturation
@@ -429,6 +431,8 @@ _LIMITS = {
     "ema_momentum": ("above", 0, "below", 1),
     "flip": ("at least", 0, "at most", 1),
     "vertical_flip": ("at least", 0, "at most", 1),
+    "crop": ("at least", 0, "at most", 1),
+    "mosaic": ("at least", 0, "at most", 1),
     "color_jitter": ("at least", 0, "below", 1),
     # NumPy and Keras take no other seeds
     "seed": ("at least", 0, "at most", 2**32 - 1),
@@ -508,6 +512,9 @@ def _check_together(h):
     "`ValueError` where fields of `h` contradict each other."
     if not all(isinstance(v, int) and v <= 32_768 for v in h.image_size):
         wanted = "two whole numbers of pixels, at most 32768, (height, width)"
+        name, value = "image_size", h.image_size
+    elif h.mosaic and min(h.image_size) < 8:
+        wanted = "at least 8 pixels each way for a mosaic"
         name, value = "image_size", h.image_size
     elif h.negative_overlap > h.positive_overlap:
         wanted = f"at most positive_overlap, {h.positive_overlap}"
