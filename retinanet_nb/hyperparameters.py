@@ -261,7 +261,8 @@ class _Training:
     weight_decay: float = 0.0
     # the norm of all gradients together is cut to this; None: never
     clip_norm: float | None = 10.0
-    warmup_steps: int = 0  # the rate rises linearly over these steps
+    # the rate rises linearly while the weights move so many times
+    warmup_steps: int = 0
     schedule: str = "constant"  # constant or cosine (down to a hundredth)
     epochs: int = 50  # passes over the training pictures
     # which measurement decides what the best epoch is: voc07, voc, coco, or
@@ -270,6 +271,8 @@ class _Training:
     # stop after so many measurements without a better one; None: never
     patience: int | None = None
     batch_size: int = 4  # pictures a step
+    # the weights move once in so many steps, by the mean of their gradients
+    accumulate_steps: int = 1
     # None, "imagenet" (backbone) or a model file to start from
     weights: str | None = None
     # backbone stages that do not learn: 0 none, 2 stem and first stage, 5 all
@@ -288,6 +291,8 @@ class _Augmentation:
     # probability of a vertical flip; for pictures that know no up, like the next
     vertical_flip: float = 0.0
     quarter_turns: bool = False  # turn by 0 to 3 quarters, each equally likely
+    crop: float = 0.0  # probability of a crop that keeps one object whole
+    mosaic: float = 0.0  # probability of four pictures on one canvas
     scale_jitter: tuple = (1.0, 1.0)  # range of a random zoom
     color_jitter: float = (
         0.0  # strength of random brightness, contrast, saturation
@@ -421,10 +426,13 @@ _LIMITS = {
     "epochs": ("at least", 1),
     "patience": ("at least", 1),
     "batch_size": ("at least", 1),
+    "accumulate_steps": ("at least", 1, "at most", 10_000),
     "freeze_stages": ("at least", 0, "at most", 5),
     "ema_momentum": ("above", 0, "below", 1),
     "flip": ("at least", 0, "at most", 1),
     "vertical_flip": ("at least", 0, "at most", 1),
+    "crop": ("at least", 0, "at most", 1),
+    "mosaic": ("at least", 0, "at most", 1),
     "color_jitter": ("at least", 0, "below", 1),
     # NumPy and Keras take no other seeds
     "seed": ("at least", 0, "at most", 2**32 - 1),
@@ -505,6 +513,9 @@ def _check_together(h):
     if not all(isinstance(v, int) and v <= 32_768 for v in h.image_size):
         wanted = "two whole numbers of pixels, at most 32768, (height, width)"
         name, value = "image_size", h.image_size
+    elif h.mosaic and min(h.image_size) < 8:
+        wanted = "at least 8 pixels each way for a mosaic"
+        name, value = "image_size", h.image_size
     elif h.negative_overlap > h.positive_overlap:
         wanted = f"at most positive_overlap, {h.positive_overlap}"
         name, value = "negative_overlap", h.negative_overlap
@@ -522,14 +533,15 @@ PRESETS = {
     # The system as documented: ImageNet backbone, Adam at 1e-5.
     "documented": HyperParameters(weights="imagenet", freeze_batch_norm=True),
     # The paper's recipe, shortened to VOC and with a cosine: SGD 0.01 at 16
-    # pictures a step, BatchNorm frozen.
+    # pictures, gathered from four steps of four, BatchNorm frozen.
     "paper": HyperParameters(
         weights="imagenet",
         image_size=(608, 1024),
         optimizer="sgd",
         learning_rate=0.01,
         weight_decay=1e-4,
-        batch_size=16,
+        batch_size=4,
+        accumulate_steps=4,
         epochs=12,
         warmup_steps=500,
         schedule="cosine",
@@ -604,7 +616,7 @@ def preset(
       --preset documented`. Wants a graphics card and the ImageNet weights; not
       measured.
     - `paper`: `retinanet_train VOC2007 --split trainval --val_split test --preset
-      paper`. Wants a large graphics card and the ImageNet weights; not measured.
+      paper`. Wants a graphics card and the ImageNet weights; not measured.
     """
     if name not in PRESETS:
         raise ValueError(

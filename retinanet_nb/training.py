@@ -225,7 +225,7 @@ def learning_rate_schedule(
 def make_optimizer(
     # optimizer, learning_rate, weight_decay, clip_norm, ema_momentum, …
     hyperparameters: HyperParameters,
-    steps: int,  # of the whole run, for the schedule
+    steps: int,  # of the whole run, one for each batch
 ) -> keras.optimizers.Optimizer:
     """Adam (the documented default), AdamW or SGD with momentum, with the
     schedule and clipping asked for. Biases and BatchNorm's scales do not
@@ -235,12 +235,17 @@ def make_optimizer(
     2019, algorithm 2.
     """
     h = hyperparameters
+    n = h.accumulate_steps
+    # Keras's schedules count batches, also where the weights did not move
+    slower = h.replace(warmup_steps=n * h.warmup_steps)
     options = dict(
-        learning_rate=learning_rate_schedule(h, steps),
+        learning_rate=learning_rate_schedule(slower, steps),
         global_clipnorm=h.clip_norm,
+        gradient_accumulation_steps=n if n > 1 else None,
     )
     if h.ema_momentum:
-        options.update(use_ema=True, ema_momentum=h.ema_momentum)
+        # and so does its average
+        options.update(use_ema=True, ema_momentum=h.ema_momentum ** (1 / n))
     if h.optimizer == "adam":
         return keras.optimizers.Adam(**options)
     if h.optimizer == "sgd":

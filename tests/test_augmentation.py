@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from retinanet_nb.augmentation import Transform, check_example, flip_horizontally, flip_vertically, turn
+from retinanet_nb.augmentation import (
+    Transform,
+    check_example,
+    crop_around,
+    flip_horizontally,
+    flip_vertically,
+    mosaic,
+    mosaic_cells,
+    turn,
+    zoom_to_canvas,
+)
 from retinanet_nb.generator import make_example, train_generator
 from retinanet_nb.hyperparameters import HyperParameters
 
@@ -75,6 +85,97 @@ def test_an_option_does_not_change_the_luck_of_the_others():
             for options in (hp, hp.replace(vertical_flip=1.0, quarter_turns=True))
         )
         assert sorted(without.ravel()) == sorted(with_turns.ravel())
+
+
+unit = st.floats(0, 1)
+
+
+@given(scenes(), st.sampled_from([None, 0, 1, 2]), unit, unit, unit, unit)
+@settings(deadline=None, max_examples=60)
+def test_a_crop_keeps_its_object_and_finds_the_others(scene, keep, high, wide, down, right):
+    image, boxes = scene
+    part, moved, seen = crop_around(image, boxes, keep, (high, wide), (down, right))
+    assert (moved >= 0).all() and (moved <= [part.shape[1], part.shape[0]] * 2).all()
+    for c in range(3):
+        found = find(part, c)
+        assert (found is None) == (seen[c] == 0)
+        if found is not None:
+            np.testing.assert_array_equal(found, moved[c])
+    np.testing.assert_allclose(seen * areas(boxes), areas(moved), rtol=1e-5)
+    for side, share, whole in ((part.shape[0], high, image.shape[0]), (part.shape[1], wide, image.shape[1])):
+        assert side >= max(1, round(whole * share))
+        if keep is None:
+            assert side == max(1, round(whole * share))
+    if keep is not None:
+        assert seen[keep] == 1
+
+
+@given(st.lists(scenes(), min_size=4, max_size=4), st.integers(8, 200), st.integers(8, 200), unit, unit)
+@settings(deadline=None, max_examples=25)
+def test_a_mosaic_finds_the_objects_of_all_four(four, height, width, down, right):
+    cells = mosaic_cells((height, width), (down, right))
+    assert sum(h * w for _, _, h, w in cells) == height * width and min(min(c[2:]) for c in cells) >= 1
+    examples = []
+    for n, ((image, boxes), (_, _, h, w)) in enumerate(zip(four, cells)):
+        canvas, moved, _ = zoom_to_canvas(image, boxes, (h, w))
+        examples.append((canvas, moved, [3 * n, 3 * n + 1, 3 * n + 2]))
+    canvas, boxes, labels = mosaic(examples, cells)
+    assert canvas.shape == (height, width, 3) and labels.tolist() == list(range(12))
+    assert (boxes >= 0).all() and (boxes <= [width, height] * 2).all()
+    for n, (top, left, h, w) in enumerate(cells):
+        assert (canvas[top : top + h, left : left + w] == examples[n][0]).all()
+        inside = boxes[3 * n : 3 * n + 3] - [left, top, left, top]
+        np.testing.assert_allclose(inside, examples[n][1], atol=1e-4)
+
+
+@given(scenes(), st.integers(0, 2**32))
+@settings(deadline=None, max_examples=60)
+def test_everything_together_finds_its_objects(scene, seed):
+    image, boxes = scene
+    hp = HyperParameters(
+        image_size=(120, 160), vertical_flip=0.5, quarter_turns=True, crop=0.7, scale_jitter=(0.5, 2.0)
+    )
+    canvas, found, labels = make_example(image, boxes, [0, 1, 2], hp, np.random.default_rng(seed))
+    assert len(found) == len(labels) and len(set(labels.tolist())) == len(labels)
+    for box, label in zip(found, labels):
+        np.testing.assert_allclose(box, find(canvas, label), rtol=0, atol=1.6)
+
+
+def test_what_crop_and_zoom_leave_together_decides():
+    """Half of an object after the crop and half of that after the zoom is less than MIN_VISIBLE."""
+    image, boxes = np.zeros((100, 100, 3), np.uint8), [[0, 0, 100, 10], [0, 40, 10, 60]]
+    hp = HyperParameters(image_size=(100, 100), flip=0.0, crop=1.0, scale_jitter=(4.0, 4.0))
+
+    class Luck:
+        def __init__(self):
+            self.given = [0.9, 0.0, np.zeros(2), np.zeros(2), np.array([0.0, 0.6, 0.99, 0.16, 0.5, 0.0])]
+
+        def random(self, n=None):
+            return self.given.pop(0)
+
+        def uniform(self, low, high, n):
+            return np.zeros(n)
+
+    assert make_example(image, boxes, [7, 8], hp, Luck())[2].tolist() == []
+
+
+def test_mosaics_are_functions_of_seed_epoch_and_index(pictures):  # noqa: F811
+    hp = HP.replace(mosaic=0.5, crop=0.5)
+    plain, threads = (train_generator(pictures, hp, 4, workers=w, transform=shifted) for w in (0, 3))
+    assert plain.max_objects == 8 and train_generator(pictures, hp, 4, False).max_objects == 2
+    for epoch, i in ((0, 2), (0, 0), (3, 1)):
+        threads.set_epoch(epoch)
+        assert same(plain.batch(i, epoch), threads[i])
+    threads.close()
+    counts = [(plain.batch(i, e)[1]["labels"] >= 0).sum(1) for e in range(4) for i in range(3)]
+    assert np.max(counts) > 2  # more than any picture has alone
+    every = train_generator(pictures, hp.replace(mosaic=1.0, crop=0.0), 4, workers=0)
+    images, targets = every[0]
+    real = targets["labels"] >= 0
+    boxes = targets["boxes"][real]
+    assert (boxes >= 0).all() and (boxes <= [96, 64, 96, 64]).all() and (targets["boxes"][~real] == -1).all()
+    with pytest.raises(ValueError, match="for a mosaic"):
+        hp.replace(image_size=(64, 7))
 
 
 # --- a function of somebody's own --------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def test_what_is_drawn_and_what_it_does():
     for options in (hp, hp.replace(flip=0.0, color_jitter=0.0, scale_jitter=(1.0, 1.0))):
         luck = Luck()
         make_example(PICTURE, [], [], options, luck)
-        assert luck.asked == [None, None, 2, (-1, 1, 3), 2]  # whatever is switched on
+        assert luck.asked == [None, None, 2, (-1, 1, 3), 2, 6]  # whatever is switched on
     same = hp.replace(scale_jitter=(1.0, 1.0), color_jitter=0.0)
     mirrored = PICTURE[:, ::-1]
     for drawn, expected in ((0.49, mirrored), (0.5, PICTURE), (0.9, PICTURE)):

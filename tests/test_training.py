@@ -17,7 +17,7 @@ from helpers import ROOT, drawn, python, small
 
 from retinanet_nb.anchors import Part, anchors_for_shape
 from retinanet_nb.boxes import CornerCoder, overlaps
-from retinanet_nb.hyperparameters import HyperParameters
+from retinanet_nb.hyperparameters import HyperParameters, preset
 from retinanet_nb.losses import focal_loss, smooth_l1_loss
 from retinanet_nb.retinanet import model_card, read_model, retinanet_model
 from retinanet_nb.retinanet_box import load_detector, retinanet_box
@@ -102,6 +102,35 @@ def test_the_optimizer_asked_for(name, kind):
         HyperParameters(optimizer=name, weight_decay=1e-4, clip_norm=3.0, ema_momentum=0.9), 10
     )
     assert type(optimizer) is kind and optimizer.global_clipnorm == 3.0 and optimizer.use_ema
+
+
+def test_gradients_of_several_batches_count_as_those_of_one():
+    """Decay, clipping, warm-up, cosine and moving average go by moves: n batches with one gradient are one batch."""
+    h = HyperParameters(
+        optimizer="adamw", learning_rate=0.1, weight_decay=0.1, clip_norm=1.0, ema_momentum=0.9
+    )
+    slow = h.replace(schedule="cosine", warmup_steps=8)
+
+    def way(h, n, moves=40):
+        optimizer = make_optimizer(h.replace(accumulate_steps=n), moves * n)
+        assert optimizer.gradient_accumulation_steps == (n if n > 1 else None)
+        weight, places, rates = keras.Variable([1.0, 2.0], name="kernel"), [], []
+        for k in range(moves):
+            gradient = keras.ops.convert_to_tensor([3.0 * math.sin(k), 1.0])
+            rates.append(float(optimizer.learning_rate))
+            for _ in range(n):
+                optimizer.apply([gradient], [weight])
+            places.append(np.array(weight))
+        optimizer.finalize_variable_values([weight])
+        return np.array(places), np.array(weight), np.array(rates)
+
+    (one, average, _), (three, gathered, _) = way(h, 1), way(h, 3)
+    assert np.abs(np.diff(one, axis=0)).max() > 0.01
+    np.testing.assert_allclose(three, one, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gathered, average, atol=0.1)  # one move behind at most
+    np.testing.assert_allclose(way(slow, 3)[2][[8, 20, 39]], way(slow, 1)[2][[8, 20, 39]], rtol=1e-5)
+    np.testing.assert_allclose(way(slow, 3)[2][:8], 0.1 / 24 + (0.1 - 0.1 / 24) * np.arange(8) / 8, rtol=1e-5)
+    assert preset("paper").batch_size * preset("paper").accumulate_steps == 16
 
 
 def test_training_learns_two_pictures_and_no_object_is_no_accident():
