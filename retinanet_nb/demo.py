@@ -281,6 +281,13 @@ def _announce(h, training):
         f" {len(training)} pictures of {width}×{height} for {h.epochs} epochs …"
     )
 
+
+def _keep_report(run, report):
+    "The measurement beside the detector that it is about."
+    with claim(run.folder, ["test.json"]) as kept:
+        kept.take(["test.json"])
+        report.to_json(run.folder / "test.json")
+
 # %% ../nbs/08_demo.ipynb #e7a89389
 def _show_demo(run, report, test, gallery, count, minutes):
     "The gallery of the demonstration."
@@ -346,9 +353,7 @@ def run_demo(
         if run.interrupted:
             return run, None
         report = evaluate(load_detector(run.detector), test, progress=progress)
-        with claim(run.folder, ["test.json"]) as kept:
-            kept.take(["test.json"])
-            report.to_json(run.folder / "test.json")
+        _keep_report(run, report)
         minutes = (time.time() - started) / 60
         page = _show_demo(run, report, test, gallery, len(training), minutes)
     say(_told_demo(run, report, len(test), page, data, minutes))
