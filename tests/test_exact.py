@@ -5,6 +5,7 @@ The layers are tried by themselves here, each with every field of its configurat
 
 import inspect
 import math
+from dataclasses import asdict, dataclass
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from helpers import numpy
 from retinanet_nb import anchors as anchors_module, boxes as boxes_module, filtering, losses, targets
-from retinanet_nb.anchors import AnchorGenerator, Anchors, anchors_for_shape, generate_anchors, shift
+from retinanet_nb.anchors import AnchorGenerator, Anchors, Part, anchors_for_shape, generate_anchors, shift
 from retinanet_nb.boxes import (
     CenterCoder,
     ClipBoxes,
@@ -356,13 +357,37 @@ def test_a_score_of_nought_above_a_negative_threshold():
     np.testing.assert_array_equal(numpy(found[2]), [[0, 0, 0, -1, -1]])
 
 
+@keras.saving.register_keras_serializable("test_exact")
+@dataclass(frozen=True)
+class Halves(Part):
+    """Two levels, which share the pixels of a picture."""
+
+    fewer: int = 0
+
+    def level_sizes(self, shape):
+        return [shape[0] * shape[1] // 2 - self.fewer] * 2
+
+
+def test_levels_in_a_configuration():
+    """Those of our own anchors as their numbers, which is how they stand in files; any others as a part."""
+    ours = FilterDetections(levels=AnchorGenerator(OTHER_ANCHORS))
+    assert ours.get_config()["levels"] == asdict(OTHER_ANCHORS)
+    assert again(ours).levels == FilterDetections(levels=OTHER_ANCHORS).levels == ours.levels
+    theirs = again(FilterDetections(levels=Halves(3)))
+    assert theirs.levels == Halves(3) and theirs.levels.level_sizes((4, 4)) == [5, 5]
+    given = inspect.signature(DetectionFilter.__call__).parameters
+    assert (
+        given["level_sizes"].default is inspect.signature(filter_detections).parameters["level_sizes"].default
+    )
+
+
 @pytest.mark.parametrize("specific", [True, False])
 def test_candidates_of_each_level(specific):
     """No level sends more than it has, if that is known before the picture comes; else empty ones fill up."""
     rng = np.random.default_rng(0)
-    boxes, scores = rng.random((2, 6, 4), np.float32), rng.random((2, 6, 2), np.float32)
+    boxes, scores = rng.random((3, 6, 4), np.float32), rng.random((3, 6, 2), np.float32)
     each = scores if specific else scores.max(-1, keepdims=True)
-    best = lambda x: -np.sort(-x.reshape(2, -1))[:, :5]
+    best = lambda x: -np.sort(-x.reshape(3, -1))[:, :5]
     levels = [best(each[:, :4]), best(each[:, 4:])]
     filled = [np.pad(x, [(0, 0), (0, 5 - x.shape[1])], constant_values=-1) for x in levels]
     unknown = [keras.ops.convert_to_tensor(n, "int32") for n in (4, 2)]
