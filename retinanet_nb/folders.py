@@ -47,7 +47,7 @@ def _read_yaml(path):
     "The mapping in a YAML file; `ValueError` that names it otherwise."
     try:
         data = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         why = _short(" ".join(str(error).split()), 200)
         raise ValueError(f"{path} is not YAML that can be read: {why}.") from None
     if not isinstance(data, dict):
