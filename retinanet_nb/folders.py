@@ -130,6 +130,11 @@ def _yolo_entry(entry, data, path, split):
         )
     far = _place(_yolo_root(data, path), entry)
     near = _place(path.parent, _without_dots(entry))
+    if far == far.parent:
+        raise ValueError(
+            f"{path}: {split}: {_short(entry)!r} is the whole disk; a folder of"
+            " pictures is expected."
+        )
     if entry.startswith("..") and far != near and far.exists():
         if _lies_beside(data, path):
             raise ValueError(

@@ -98,6 +98,7 @@ def test_yolo_says_what_is_wrong(shapes, tmp_path):
     fails("nc: 9", nc=9)
     fails("There is no .*nowhere", FileNotFoundError, train="nowhere")
     fails("it has val", FileNotFoundError, train=None)
+    fails("data.yaml: train: '/' is the whole disk", train="/")
     (root / "empty").mkdir()
     shutil.copy(next((root / "images/train").iterdir()), root / "empty")
     fails("none of 1 pictures has a text file", train="empty")
