@@ -47,7 +47,7 @@ def _read_yaml(path):
     "The mapping in a YAML file; `ValueError` that names it otherwise."
     try:
         data = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         why = _short(" ".join(str(error).split()), 200)
         raise ValueError(f"{path} is not YAML that can be read: {why}.") from None
     if not isinstance(data, dict):
@@ -130,6 +130,11 @@ def _yolo_entry(entry, data, path, split):
         )
     far = _place(_yolo_root(data, path), entry)
     near = _place(path.parent, _without_dots(entry))
+    if far == far.parent:
+        raise ValueError(
+            f"{path}: {split}: {_short(entry)!r} is the whole disk; a folder of"
+            " pictures is expected."
+        )
     if entry.startswith("..") and far != near and far.exists():
         if _lies_beside(data, path):
             raise ValueError(

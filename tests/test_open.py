@@ -98,12 +98,14 @@ def test_yolo_says_what_is_wrong(shapes, tmp_path):
     fails("nc: 9", nc=9)
     fails("There is no .*nowhere", FileNotFoundError, train="nowhere")
     fails("it has val", FileNotFoundError, train=None)
+    fails("data.yaml: train: '/' is the whole disk", train="/")
     (root / "empty").mkdir()
     shutil.copy(next((root / "images/train").iterdir()), root / "empty")
     fails("none of 1 pictures has a text file", train="empty")
-    (root / "data.yaml").write_text("train: [")
-    with pytest.raises(ValueError, match="not YAML"):
-        YOLODataset(root)
+    for broken in ("train: [", "nc: " + "9" * 5000, "at: 2001-99-99"):
+        (root / "data.yaml").write_text(broken)
+        with pytest.raises(ValueError, match="data.yaml is not YAML"):
+            YOLODataset(root)
     (root / "data.yaml").write_text(json.dumps({**yaml, "train": "list.txt"}))
     first = sorted((root / "images/train").iterdir())[0]
     (root / "list.txt").write_text(f"./images/train/{first.name}\n\n")
