@@ -266,7 +266,7 @@ def _draw_data(out, h, counts):
     data = make_shapes(out / "shapes", **names, size=h.image_size, seed=h.seed)
     return data, *(VOCDataset(data, split) for split in names)
 
-
+# %% ../nbs/08_demo.ipynb #7ac145e5
 def _remember(data, every):
     "What a run writes down, so that `retinanet_train --resume` finds its data."
     splits = dict(split="train", val_split="val")
