@@ -62,7 +62,7 @@ def by_name(model):
     return {"/".join(v.path.split("/")[-2:]): numpy(v) for v in model.weights}
 
 
-def test_a_training_starts_from_coco(served, photographs, tmp_path, capsys):
+def test_a_training_starts_from_coco(served, photographs, capsys):
     rate = 1e-3
     main(
         f"train {photographs} --weights coco-v1 --epochs 1 --batch_size 2 --image_size 64x96 --run run"
@@ -96,8 +96,7 @@ def test_a_training_starts_from_coco(served, photographs, tmp_path, capsys):
     bias = after[f"{LAST}/bias"].reshape(9, 2)[:, 0]
     np.testing.assert_allclose(1 / (1 + np.exp(-bias)), 0.01, rtol=0.02)  # the new class begins with π
 
-    cli.retinanet_detect("run", [str(photographs)], "found", 0.0)
-    assert len(json.loads((tmp_path / "found/detections.json").read_text())) == 4
+    assert class_names_of("run/detector.keras") == ["racoon", "cat"]
 
 
 def test_a_picture_is_looked_at_with_coco(served, photographs, tmp_path):
