@@ -266,11 +266,13 @@ def _draw_data(out, h, counts):
     data = make_shapes(out / "shapes", **names, size=h.image_size, seed=h.seed)
     return data, *(VOCDataset(data, split) for split in names)
 
-
-def _remember(data, every):
-    "What a run writes down, so that `retinanet_train --resume` finds its data."
-    splits = dict(split="train", val_split="val")
-    return dict(path=str(data.resolve()), **splits, validate_every=every)
+# %% ../nbs/08_demo.ipynb #7ac145e5
+def _how_to_go_on(data, h):
+    "What `train` is told so that the command `retinanet_train --resume` can go on."
+    every = (h.epochs + 1) // 2
+    place = dict(path=str(data.resolve()), split="train", val_split="val")
+    about = {"data": {**place, "validate_every": every}}
+    return dict(validate_every=every, about=about)
 
 
 def _announce(h, training):
@@ -339,16 +341,14 @@ def run_demo(
         say(f"Drawing {sum(pictures)} pictures …", flush=True)
         data, training, validation, test = _draw_data(out, h, pictures)
         say(_announce(h, training), flush=True)
-        every = (h.epochs + 1) // 2
         run = train(
             training,
             h,
             validation,
             run=fresh_folder(out / "run"),
-            validate_every=every,
             progress=progress,
-            about={"data": _remember(data, every)},
             hint=hint,
+            **_how_to_go_on(data, h),
         )
         if run.interrupted:
             return run, None
