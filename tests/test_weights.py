@@ -3,15 +3,17 @@
 import functools
 import hashlib
 import http.server
+import importlib.util
 import os
 import pickle
 import threading
 import zipfile
 
+import keras
 import numpy as np
 import pytest
 import torchvision_reference as reference
-from helpers import numpy
+from helpers import numpy, python
 
 from retinanet_nb import torch_files, weights
 from retinanet_nb.anchors import anchors_for_shape
@@ -41,14 +43,16 @@ def imported(request, tmp_path_factory):
 
 def compare(model, detector, image, rows, classes, logits, deltas, boxes, scores, labels):
     "Ours against torchvision's: logits and deltas to 1e-4, detections to 1e-3 px and 1e-4 in score."
-    raw = model(image[None], training=False)
+    # op by op, quick under TensorFlow, would compile each operation under JAX
+    run = model if keras.backend.backend() == "tensorflow" else model.predict_on_batch
+    raw = run(image[None])
     ours = {name: numpy(value)[0] for name, value in raw.items()}
     known = np.isin(classes, ROWS)
     places = np.searchsorted(ROWS, classes[known])
     got = ours["classification"][rows[known], places]
     for a, b in ((got, logits[known]), (ours["regression"][rows], deltas)):
         assert np.abs(a - b).max() <= 1e-4 * np.abs(b).max(), np.abs(a - b).max() / np.abs(b).max()
-    found = [np.asarray(x)[0] for x in detector.predict_on_batch(image[None])]
+    found = [numpy(x)[0] for x in detector.predict_on_batch(image[None])]
     n = int((found[1] >= 0).sum())
     assert n == len(scores)
     used = np.zeros(n, bool)
@@ -59,17 +63,47 @@ def compare(model, detector, image, rows, classes, logits, deltas, boxes, scores
         used[j] = True
 
 
+def compare_picture(i, version, model, detector, fixture):
+    "`compare` for picture i of the fixture."
+    image = reference.picture(i)
+    n = len(numpy(anchors_for_shape(image.shape[:2], model_card(model).hyperparameters.anchors)))
+    known = {k: fixture[f"v{version}/{i}/{k}"] for k in ("logits", "deltas", "boxes", "scores", "labels")}
+    compare(model, detector, image, *reference.sampled(n, 91, i), **known)
+
+
 def test_both_versions_say_what_torchvision_says(imported, fixture):
     version, model, detector = imported
     card = model_card(model)
     assert card.class_names == list(COCO_CLASSES)
     assert card.hyperparameters.pyramid_top == ("p5" if version == 1 else "c5")
     for i in range(10):
-        image = reference.picture(i)
-        n = len(numpy(anchors_for_shape(image.shape[:2], card.hyperparameters.anchors)))
-        known = {k: fixture[f"v{version}/{i}/{k}"] for k in ("logits", "deltas", "boxes", "scores", "labels")}
-        compare(model, detector, image, *reference.sampled(n, 91, i), **known)
+        compare_picture(i, version, model, detector, fixture)
     assert sum(len(fixture[f"v{version}/{i}/scores"]) for i in range(10)) > 100
+
+
+# on another engine; one picture, since a network is compiled anew for each size
+ELSEWHERE = """
+import sys
+import keras
+import numpy as np
+import test_weights as tests
+import torchvision_reference as reference
+engine, version, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+assert keras.backend.backend() == engine
+state = reference.tensors(version)
+reference.write_pth(path, reference.older(state) if version == 1 else state)
+model = tests.read_torchvision(path)
+with np.load(tests.__file__.replace("test_weights.py", "data/torchvision.npz")) as fixture:
+    tests.compare_picture(0, version, model, tests.retinanet_box(model), fixture)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("engine, version", [("jax", 1), ("torch", 2)])
+def test_another_engine_says_the_same(engine, version, tmp_path):
+    if importlib.util.find_spec(engine) is None:
+        pytest.skip(f"{engine} isn't installed")
+    assert "done" in python(ELSEWHERE, engine, version, tmp_path / "x.pth", KERAS_BACKEND=engine)
 
 
 def test_the_fixture_is_what_torchvision_says_today(fixture):
