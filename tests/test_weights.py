@@ -3,15 +3,17 @@
 import functools
 import hashlib
 import http.server
+import importlib.util
 import os
 import pickle
 import threading
 import zipfile
 
+import keras
 import numpy as np
 import pytest
 import torchvision_reference as reference
-from helpers import numpy
+from helpers import numpy, python
 
 from retinanet_nb import torch_files, weights
 from retinanet_nb.anchors import anchors_for_shape
@@ -30,25 +32,42 @@ def fixture(root):
 
 @pytest.fixture(scope="module", params=[1, 2])
 def imported(request, tmp_path_factory):
-    "`(version, model, detector)` read from a file of the published form, v1 with the older names."
+    "`(version, model, run)` read from a file of the published form, v1 with the older names."
     state = reference.tensors(request.param)
     path = tmp_path_factory.mktemp("torchvision") / f"v{request.param}.pth"
     reference.write_pth(path, reference.older(state) if request.param == 1 else state)
     model = read_torchvision(path)
     path.unlink()
-    return request.param, model, retinanet_box(model)
+    return request.param, model, runner(model)
 
 
-def compare(model, detector, image, rows, classes, logits, deltas, boxes, scores, labels):
+def runner(model):
+    """Picture (H, W, 3) → what the network says, what its detector finds. Under TensorFlow traced once for all
+    sizes: a trace for each is what takes the time.
+    """
+    detector = retinanet_box(model)
+    both = keras.Model(model.input, [model(model.input), detector(model.input)])
+    run = both.predict_on_batch
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        run = tf.function(both, input_signature=[tf.TensorSpec((1, None, None, 3), "uint8")])
+
+    def once(image):
+        raw, found = run(image[None])
+        return {name: numpy(value)[0] for name, value in raw.items()}, [numpy(x)[0] for x in found]
+
+    return once
+
+
+def compare(run, image, rows, classes, logits, deltas, boxes, scores, labels):
     "Ours against torchvision's: logits and deltas to 1e-4, detections to 1e-3 px and 1e-4 in score."
-    raw = model(image[None], training=False)
-    ours = {name: numpy(value)[0] for name, value in raw.items()}
+    ours, found = run(image)
     known = np.isin(classes, ROWS)
     places = np.searchsorted(ROWS, classes[known])
     got = ours["classification"][rows[known], places]
     for a, b in ((got, logits[known]), (ours["regression"][rows], deltas)):
         assert np.abs(a - b).max() <= 1e-4 * np.abs(b).max(), np.abs(a - b).max() / np.abs(b).max()
-    found = [np.asarray(x)[0] for x in detector.predict_on_batch(image[None])]
     n = int((found[1] >= 0).sum())
     assert n == len(scores)
     used = np.zeros(n, bool)
@@ -59,17 +78,47 @@ def compare(model, detector, image, rows, classes, logits, deltas, boxes, scores
         used[j] = True
 
 
+def compare_picture(i, version, model, run, fixture):
+    "`compare` for picture i of the fixture."
+    image = reference.picture(i)
+    n = len(numpy(anchors_for_shape(image.shape[:2], model_card(model).hyperparameters.anchors)))
+    known = {k: fixture[f"v{version}/{i}/{k}"] for k in ("logits", "deltas", "boxes", "scores", "labels")}
+    compare(run, image, *reference.sampled(n, 91, i), **known)
+
+
 def test_both_versions_say_what_torchvision_says(imported, fixture):
-    version, model, detector = imported
+    version, model, run = imported
     card = model_card(model)
     assert card.class_names == list(COCO_CLASSES)
     assert card.hyperparameters.pyramid_top == ("p5" if version == 1 else "c5")
     for i in range(10):
-        image = reference.picture(i)
-        n = len(numpy(anchors_for_shape(image.shape[:2], card.hyperparameters.anchors)))
-        known = {k: fixture[f"v{version}/{i}/{k}"] for k in ("logits", "deltas", "boxes", "scores", "labels")}
-        compare(model, detector, image, *reference.sampled(n, 91, i), **known)
+        compare_picture(i, version, model, run, fixture)
     assert sum(len(fixture[f"v{version}/{i}/scores"]) for i in range(10)) > 100
+
+
+# on another engine; one picture, since a network is compiled anew for each size
+ELSEWHERE = """
+import sys
+import keras
+import numpy as np
+import test_weights as tests
+import torchvision_reference as reference
+engine, version, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+assert keras.backend.backend() == engine
+state = reference.tensors(version)
+reference.write_pth(path, reference.older(state) if version == 1 else state)
+model = tests.read_torchvision(path)
+with np.load(tests.__file__.replace("test_weights.py", "data/torchvision.npz")) as fixture:
+    tests.compare_picture(0, version, model, tests.runner(model), fixture)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("engine, version", [("jax", 1), ("torch", 2)])
+def test_another_engine_says_the_same(engine, version, tmp_path):
+    if importlib.util.find_spec(engine) is None:
+        pytest.skip(f"{engine} isn't installed")
+    assert "done" in python(ELSEWHERE, engine, version, tmp_path / "x.pth", KERAS_BACKEND=engine)
 
 
 def test_the_fixture_is_what_torchvision_says_today(fixture):
@@ -86,16 +135,18 @@ def test_the_fixture_is_what_torchvision_says_today(fixture):
 
 
 def test_a_detector_file_keeps_all_of_it_and_starts_other_classes(imported, tmp_path, capsys):
-    version, model, ours = imported
+    version, model, _ = imported
     if version == 1:
         pytest.skip("one of the two is enough")
     path = tmp_path / "coco.keras"
     model.save(path)
     picture = reference.picture(0)
     detector = load_detector(path)
-    for a, b in zip(detector.predict_on_batch(picture[None]), ours.predict_on_batch(picture[None])):
-        np.testing.assert_array_equal(a, b)
     h = detector.hyperparameters
+    assert h == model_card(model).hyperparameters
+    kept = detector.get_layer("retinanet")(picture[None], training=False)
+    for name, rows in model(picture[None], training=False).items():
+        np.testing.assert_array_equal(numpy(kept[name]), numpy(rows))
     other = retinanet_model(2, h, ("racoon", "cat"), weights=path)
     assert "cat" in capsys.readouterr().out
     old, new = (numpy(m(picture[None], training=False)["classification"]) for m in (model, other))
@@ -305,18 +356,16 @@ def test_keras_retinanet_says_the_same(tmp_path):
     model = read_keras_retinanet(path, ("a", "b", "c", "d", "e"))
     h = model_card(model).hyperparameters
     assert (h.backbone, h.box_coding, h.box_std) == ("resnet50caffe", "corners", (0.2,) * 4)
-    detector = retinanet_box(model)
-    found = 0
-    for i in (0, 1, 5):  # of two sizes
+    run, found = runner(model), 0
+    for i in range(3):
         image = reference.picture(i)
         bgr = image[None, ..., ::-1].astype("float32") - np.array([103.939, 116.779, 123.68], "float32")
         deltas, scores = (numpy(x)[0] for x in network(bgr, training=False))
-        ours = {name: numpy(x)[0] for name, x in model(image[None], training=False).items()}
+        ours, (boxes, best, labels) = run(image)
         assert np.abs(ours["regression"] - deltas).max() <= 1e-4 * np.abs(deltas).max()
         logits = np.log(scores) - np.log1p(-scores)
         assert np.abs(ours["classification"] - logits).max() <= 1e-4 * np.abs(logits).max()
         anchors = numpy(anchors_for_shape(image.shape[:2], h.anchors))
-        boxes, best, labels = (np.asarray(x)[0] for x in detector.predict_on_batch(image[None]))
         possible = theirs.decoded(anchors, deltas, image.shape[:2])
         for box, score, label in zip(boxes, best, labels):
             if score >= 0:  # one of their boxes, with their score
