@@ -20,7 +20,7 @@ TORCH_STAMP := $(VENV)/.$(subst =,-,$(TORCH))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test docs lab fuzz bench readme constraints shapes-detector mend merge-driver clean FORCE
+.PHONY: help install demo test test-engines docs lab fuzz bench readme constraints shapes-detector mend merge-driver clean FORCE
 
 # The stamp holds the checkout's path. The commands in a virtual environment carry absolute paths, so that a moved one is stale.
 ifneq "$(shell cat $(STAMP) 2>/dev/null)" "$(CURDIR)"
@@ -83,6 +83,10 @@ demo: $(STAMP)  ## draw a data set, train a small detector on it, write a galler
 
 test: $(STAMP) $(TORCH_STAMP)  ## all tests, every notebook executed (RETINANET_DATA=... adds those on real pictures)
 	@$(QUIET) $(PY) -m pytest -q -n $(JOBS) --dist worksteal tests $(ARGS)
+
+# A part of make test. An engine that isn't installed is left out, and said; TORCH=... installs PyTorch.
+test-engines: $(STAMP) $(TORCH_STAMP)  ## contract, training, saving, same detections on TensorFlow, JAX, PyTorch
+	@$(QUIET) $(PY) -m pytest -q -rs tests/test_engines.py $(ARGS)
 
 docs: $(STAMP) mend  ## check the book and render the site into _docs (needs Quarto)
 	@$(QUIET) $(PY) tests/book.py docs

@@ -58,6 +58,8 @@ def _append(kept, places, mine):
     return ops.maximum(kept, ops.max(new, axis=1))
 
 # %% ../nbs/04c_filtering.ipynb #5c7890d5
+#| code-fold: true
+#| code-summary: "Best first, with a block of padding"
 def _best_first(boxes, scores, labels):
     """Boxes, scores and labels by falling score, of equals the first one first,
     and a block of padding; and the places they had, (B, C).
@@ -155,6 +157,8 @@ def _candidates(
     return top_boxes, top_scores, labels
 
 # %% ../nbs/04c_filtering.ipynb #6233df81
+#| code-fold: true
+#| code-summary: "Level by level: _candidates_by_level"
 def _candidates_by_level(
     boxes,  # (B, N, 4) pixels
     scores,  # (B, N, K) in 0…1
@@ -267,6 +271,8 @@ class DetectionFilter(Part):
         )
 
 # %% ../nbs/04c_filtering.ipynb #d134d46c
+#| code-fold: true
+#| code-summary: "What the layer does"
 class _FilterLayer(keras.layers.Layer):
     "What `FilterDetections` does; how it is made comes below."
 
@@ -294,6 +300,8 @@ class _FilterLayer(keras.layers.Layer):
         return config
 
 # %% ../nbs/04c_filtering.ipynb #3bfacbee
+#| code-fold: true
+#| code-summary: "How the layer is made"
 @keras.saving.register_keras_serializable("retinanet_nb")
 class FilterDetections(_FilterLayer):
     """`[boxes (B, N, 4), scores (B, N, K)]` → boxes (B, D, 4), scores (B, D),

@@ -289,6 +289,8 @@ def _kept(detector):
     return kept
 
 # %% ../nbs/04d_retinanet_box.ipynb #5e0b4e02
+#| code-fold: true
+#| code-summary: "What must be there: _inside"
 def _inside(detector, path):
     "The training model in a detector; `ValueError` where a part is missing."
     parts = {layer.name: layer for layer in detector.layers}

@@ -14,7 +14,8 @@ from retinanet_nb.retinanet_box import load_detector, retinanet_box
 # `None` in sys.modules makes `import tensorflow` fail as if it weren't installed.
 WORK = """
 import sys
-sys.modules["tensorflow"] = None
+if sys.argv[1] != "tensorflow":
+    sys.modules["tensorflow"] = None
 import numpy as np
 import retinanet_nb.retinanet_box as rb
 import keras
@@ -66,12 +67,13 @@ for a, b in zip(before, after):
 found = rb.detect(box, list(images), score_threshold=0.1)
 assert len(found) == 8 and {name for f in found for name in f.names} == {"red", "blue"}
 np.savez(f"{folder}/{engine}_own.npz", images=images, boxes=before[0], scores=before[1], labels=before[2])
-assert not [m for m in sys.modules if m.split(".")[0] == "tensorflow" and sys.modules[m] is not None]
+here = [m for m in sys.modules if m.split(".")[0] == "tensorflow" and sys.modules[m] is not None]
+assert bool(here) == (engine == "tensorflow")
 print("done", history)
 """
 
 
-@pytest.mark.parametrize("engine", ["jax", "torch"])
+@pytest.mark.parametrize("engine", ["tensorflow", "jax", "torch"])
 def test_engine(engine, tmp_path):
     if importlib.util.find_spec(engine) is None:
         pytest.skip(f"{engine} isn't installed")
@@ -91,6 +93,23 @@ def test_engine(engine, tmp_path):
     with np.load(tmp_path / f"{engine}_own.npz") as own:
         found = load_detector(tmp_path / f"{engine}.keras").predict_on_batch(own["images"])
         same_detections([np.asarray(x) for x in found], [own["boxes"], own["scores"], own["labels"]])
+
+
+# Suppression in blocks, against the sequential algorithm in NumPy.
+BLOCKS = """
+import keras
+from test_filtering import test_blocks_give_what_the_sequential_algorithm_gives as check
+for kind in ("random", "chains", "heaps", "uneven"):
+    check(kind, 200)
+print("done", keras.backend.backend())
+"""
+
+
+@pytest.mark.parametrize("engine", ["jax", "torch"])  # TensorFlow's are in test_filtering
+def test_suppression_is_the_sequential_one(engine):
+    if importlib.util.find_spec(engine) is None:
+        pytest.skip(f"{engine} isn't installed")
+    assert f"done {engine}" in python(BLOCKS, KERAS_BACKEND=engine)
 
 
 # A whole run: moving averages, validation, checkpoints; cut in its second epoch and resumed.
