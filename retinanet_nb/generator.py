@@ -117,6 +117,8 @@ def _whole(
     return number
 
 # %% ../nbs/06c_generator.ipynb #bb3d4efd
+#| code-fold: true
+#| code-summary: "Order: which pictures, and how often each came before"
 class Order:
     "Which pictures make batch `i` of an epoch: a function of (seed, epoch, i)."
 
