@@ -297,6 +297,8 @@ class _Augmentation:
     color_jitter: float = (
         0.0  # strength of random brightness, contrast, saturation
     )
+    # pictures of classes on a smaller share of the pictures are shown more often
+    repeat_rare: float = 0.0
     seed: int = 0  # of the initial weights, the order and the augmentation
 
 # %% ../nbs/01_hyperparameters.ipynb #5e0b1c09
@@ -431,6 +433,7 @@ _LIMITS = {
     "ema_momentum": ("above", 0, "below", 1),
     "flip": ("at least", 0, "at most", 1),
     "vertical_flip": ("at least", 0, "at most", 1),
+    "repeat_rare": ("at least", 0, "at most", 1),
     "crop": ("at least", 0, "at most", 1),
     "mosaic": ("at least", 0, "at most", 1),
     "color_jitter": ("at least", 0, "below", 1),

@@ -8,10 +8,13 @@ __all__ = ['OwnParts', 'of_trainer', 'of_detector', 'optimizer_of', 'check_parts
 # %% ../nbs/90p_parts.ipynb #7574d51e
 #| code-fold: true
 #| code-summary: "Imports"
+import hashlib
 import inspect
 import math
 from dataclasses import dataclass, fields
 from numbers import Real
+
+import numpy as np
 
 from .engine import keras
 from .files import _short
@@ -59,6 +62,8 @@ class OwnParts:
     matcher: object = None  # in place of Matcher
     filter: object = None  # in place of DetectionFilter
 
+    weights: object = None  # (pictures,) how often an epoch shows each
+
     def given(self) -> dict:
         "Those that were given, by name."
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -67,6 +72,9 @@ class OwnParts:
     def named(self) -> dict:
         "What `config.json` says of them; nothing where none was given."
         named = {name: _name(part) for name, part in self.given().items()}
+        if self.weights is not None:
+            numbers = np.asarray(self.weights, np.float64).tobytes()
+            named["weights"] = hashlib.sha256(numbers).hexdigest()[:16]
         return {"parts": named} if named else {}
 
     def settled(

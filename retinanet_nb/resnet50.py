@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'Normalize', 'ceil_div', 'PadToMultiple', 'CropToStride', 'residual_network', 'bottleneck_network',
-           'Backbone', 'feature_extractor', 'resnet50']
+           'Backbone', 'register_backbone', 'feature_extractor', 'resnet50']
 
 # %% ../nbs/02_resnet50.ipynb #0cd2ac44
 #| code-fold: true
@@ -387,6 +387,42 @@ BACKBONES = {
     ),
     "tiny": Backbone(residual_network, "tf", ("c1", "c2", "c3", "c4", "c5")),
 }
+
+# %% ../nbs/02_resnet50.ipynb #7fac874b
+def register_backbone(
+    name: str,  # the hyperparameter backbone that asks for it
+    build: Callable,  # (weights) → keras.Model with input (B, H, W, 3)
+    layers: tuple,  # names of the layers that end the stages C1, C2, C3, C4, C5
+    preprocess: str = "tf",  # a mode of Normalize; tf, −1…1, from nothing
+) -> Backbone:
+    """Make a backbone known under `name`. Raises `ValueError` for a name that
+    stands for another one, an unknown preprocessing, a layer that is missing, and
+    stages that are not ⌈H/2⌉, ⌈H/4⌉ … ⌈H/32⌉ cells high.
+    """
+    if preprocess not in Normalize.MODES:
+        raise ValueError(
+            f"preprocess must be one of {', '.join(Normalize.MODES)}, not {preprocess!r}"
+        )
+    new = Backbone(build, preprocess, tuple(layers))
+    if BACKBONES.get(name, new) != new:
+        raise ValueError(
+            f"there is a backbone {name!r} already: choose a new name"
+        )
+    body = build(weights=None)
+    for stage, layer in enumerate(new.layers, 1):
+        if layer not in [known.name for known in body.layers]:
+            raise ValueError(f"the backbone {name!r} has no layer {layer!r}")
+        stages = keras.Model(body.input, body.get_layer(layer).output)
+        cells = tuple(stages.compute_output_shape((1, 64, 96, 3)))[1:3]
+        if cells != (64 >> stage, 96 >> stage):
+            raise ValueError(
+                f"stage C{stage} of the backbone {name!r}, {layer!r}, has"
+                f" {cells} cells for a picture of (64, 96) pixels, not"
+                f" {(64 >> stage, 96 >> stage)}"
+            )
+    if len(new.layers) != 5:
+        raise ValueError(f"a backbone has five stages, not {len(new.layers)}")
+    return BACKBONES.setdefault(name, new)
 
 # %% ../nbs/02_resnet50.ipynb #5e0b6b01
 def _set_up_for_training(body, last_frozen, freeze_batch_norm, momentum):

@@ -384,7 +384,11 @@ def _train(dataset, h, run, resume, callbacks, about, options, hint):
     config = {**_config(dataset, h, validation, about), **parts.named()}
     with _own_folder(run, resume, config, about) as mine, _enough_memory(h):
         generator = train_generator(
-            dataset, h, workers=options.workers, transform=parts.transform
+            dataset,
+            h,
+            workers=options.workers,
+            transform=parts.transform,
+            weights=parts.weights,
         )
         checkpoint = Checkpoint(mine.folder)
         trainer, state = _set_up(names, h, generator, checkpoint, resume, parts)
@@ -427,6 +431,8 @@ def train(
     coder=None,  # in place of box_coder
     matcher=None,  # in place of Matcher
     filter=None,  # in place of DetectionFilter, in the detector
+    # (pictures,) how often an epoch shows each; None: by repeat_rare
+    weights=None,
 ) -> Run:
     """Trains a RetinaNet on `dataset` and leaves everything about it in one
     folder.
@@ -457,7 +463,15 @@ def train(
         progress,
         tensorboard,
         OwnParts(
-            transform, optimizer, trainer, metric, anchors, coder, matcher, filter
+            transform,
+            optimizer,
+            trainer,
+            metric,
+            anchors,
+            coder,
+            matcher,
+            filter,
+            weights,
         ),
     )
     hyperparameters = options.parts.settled(hyperparameters)

@@ -15,8 +15,9 @@ from retinanet_nb.augmentation import (
     turn,
     zoom_to_canvas,
 )
-from retinanet_nb.generator import make_example, train_generator
+from retinanet_nb.generator import Order, make_example, repeat_factors, train_generator
 from retinanet_nb.hyperparameters import HyperParameters
+from retinanet_nb.records import Record, Records
 
 from test_generator import HP, find, pictures, same, scenes  # noqa: F401 (a fixture)
 
@@ -170,7 +171,7 @@ def test_mosaics_are_functions_of_seed_epoch_and_index(pictures):  # noqa: F811
     counts = [(plain.batch(i, e)[1]["labels"] >= 0).sum(1) for e in range(4) for i in range(3)]
     assert np.max(counts) > 2  # more than any picture has alone
     every = train_generator(pictures, hp.replace(mosaic=1.0, crop=0.0), 4, workers=0)
-    images, targets = every[0]
+    _, targets = every[0]
     real = targets["labels"] >= 0
     boxes = targets["boxes"][real]
     assert (boxes >= 0).all() and (boxes <= [96, 64, 96, 64]).all() and (targets["boxes"][~real] == -1).all()
@@ -279,3 +280,57 @@ def test_what_is_accepted():
     for nothing in ([], np.zeros((0, 4)), np.zeros((0,))):
         _, boxes, labels = check_example((GOOD[0][:, ::-1], nothing, []))
         assert boxes.shape == (0, 4) and labels.shape == (0,)
+
+
+# --- rare classes more often --------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0, 4), min_size=2, max_size=30).filter(lambda w: sum(w) >= 1), st.integers(1, 5))
+@settings(deadline=None, max_examples=60)
+def test_a_picture_is_shown_as_often_as_its_weight_says(weights, size):
+    order = Order(len(weights), size, True, seed=3, weights=weights)
+    scale = order.shown / sum(weights)
+    assert order.shown == round(sum(weights)) and len(order) == -(-order.shown // size)
+    for epoch in (0, 1):
+        shown = np.concatenate([order.batch(epoch, i) for i in range(len(order))])[: order.shown]
+        repeats = np.concatenate([order.repeats(epoch, i) for i in range(len(order))])[: order.shown]
+        count = np.bincount(shown, minlength=len(weights))
+        assert (np.abs(count - np.array(weights) * scale) < 1 + 1e-6).all()
+        for j in range(len(weights)):  # each time with a number of its own
+            assert sorted(repeats[shown == j]) == list(range(count[j]))
+
+
+def test_repeat_factors_by_hand():
+    """Class 0 on all of 8 pictures, 1 on two, 2 on one; a difficult object is no reason."""
+
+    def record(*labels, difficult=None):
+        boxes = np.array([[0, 0, 5, 5]] * len(labels), np.float32).reshape(-1, 4)
+        return Record("x.png", 10, 10, boxes, np.array(labels, int), difficult)
+
+    records = [record(0)] * 5 + [
+        record(0, 1),
+        record(0, 1, 2),
+        record(0, 3, difficult=np.array([False, True])),
+    ]
+    found = repeat_factors(Records(records, list("abcd")), 0.5)
+    np.testing.assert_allclose(found, [1, 1, 1, 1, 1, 2**0.5, 2, 1])
+    np.testing.assert_array_equal(repeat_factors(Records([record()], ["a"]), 0.5), [1])
+
+
+def test_a_picture_shown_twice_is_varied_twice_and_resumes(pictures):  # noqa: F811
+    weights = [4.0] + [0.5] * 10
+    one, two = (train_generator(pictures, HP, 3, workers=w, weights=weights) for w in (0, 2))
+    assert len(one) == 3 and one.batches == 3
+    for epoch in (0, 4):
+        two.set_epoch(epoch, start=1)
+        assert same(two[0], one.batch(1, epoch)) and same(two[1], one.batch(2, epoch))
+    two.close()
+    epoch = [one.batch(i, 0) for i in range(3)]
+    first = [x for i in range(3) for x, j in zip(epoch[i][0], one.indices(i, 0)) if j == 0]
+    assert len(first) == 4 and len({x.tobytes() for x in first}) == 4
+    assert len(train_generator(pictures, HP, 3, False, workers=0, weights=weights)) == 4  # not when measuring
+    rare = train_generator(pictures, HP.replace(repeat_rare=0.9), 3, workers=0)
+    assert rare.order.shown == round(repeat_factors(pictures, 0.9).sum()) > 11
+    for wrong in ([1.0] * 10, [1.0] * 10 + [-1], [0.0] * 11, [np.nan] * 11):
+        with pytest.raises(ValueError, match="weights must be 11 numbers"):
+            train_generator(pictures, HP, 3, weights=wrong)

@@ -59,6 +59,7 @@ def parts():
         "anchors": AnchorGenerator(FAST.anchors),
         "coder": CornerCoder((0.2, 0.2, 0.2, 0.2)),
         "matcher": Matcher.of(FAST.replace(positive_overlap=0.45)),
+        "weights": [1.5, 0.5] * 6,
         "filter": DetectionFilter(score_threshold=0.001, max_detections=7),
     }
 
@@ -109,6 +110,7 @@ def test_a_run_is_not_resumed_with_others(data, whole):
     for changes, why in (
         ({"transform": None}, r"begun with transform noisy \(now built in\)"),
         ({"transform": lambda i, b, l, rng: (i, b, l)}, "noisy .now .*lambda"),
+        ({"weights": [0.5, 1.5] * 6}, "weights "),
         ({"optimizer": keras.optimizers.Lion(1e-3)}, r"optimizer Lion\("),
         ({"matcher": Matcher.of(FAST), "trainer": None}, "matcher Matcher.*trainer Doubled .now built in"),
     ):
