@@ -626,8 +626,7 @@ def train_generator(
     batch_size: int = None,  # B; None: hyperparameters.batch_size
     training: bool = True,  # shuffle and augment; False: in order, as they are
     seed: int = None,  # of order and augmentation; None: hyperparameters.seed
-    # threads that decode; 0: none; None: as many as processors,
-    # at most 8
+    # threads that decode; 0: none; None: one for each processor, at most 8
     workers: int = None,
     # a function (image, boxes, labels, rng) that gives the first three back,
     # changed; threads call it, in training only, before flips and zoom
