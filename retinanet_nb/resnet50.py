@@ -389,6 +389,8 @@ BACKBONES = {
 }
 
 # %% ../nbs/02_resnet50.ipynb #7fac874b
+#| code-fold: true
+#| code-summary: "register_backbone"
 def register_backbone(
     name: str,  # the hyperparameter backbone that asks for it
     build: Callable,  # (weights) → keras.Model with input (B, H, W, 3)

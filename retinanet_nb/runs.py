@@ -229,9 +229,10 @@ def _longer(folder, before, now):
     "What to do where a run is to be resumed for more or fewer epochs."
     had, asked = before["epochs"], now["epochs"]
     more = asked - had if asked > had else asked
+    epochs = "1 epoch" if had == 1 else f"{had} epochs"
     return (
-        f"the run in {folder} was laid out for {had} epochs, and its learning rate"
-        f" falls towards their end: resume it with {had}. For {asked}, begin"
+        f"the run in {folder} was laid out for {epochs}, and its learning rate falls"
+        f" towards their end: resume it with {had}. For {asked}, begin"
         f" another run with its weights: --weights {folder}/last.keras --epochs"
         f" {more} (weights=, epochs= in Python)"
     )
