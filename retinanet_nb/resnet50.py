@@ -188,6 +188,8 @@ def residual_network(
     return keras.Model(inputs, x, name=name)
 
 # %% ../nbs/02_resnet50.ipynb #5e0b6c02
+#| code-fold: true
+#| code-summary: "A bottleneck block"
 def _norm_convolve(x, n, size, stride, name):
     "A convolution to `n` channels, padded by as much at both ends, and BatchNorm."
     padding = "same"  # with stride 1 that is symmetric
