@@ -11,6 +11,7 @@ __all__ = ['OwnParts', 'of_trainer', 'of_detector', 'optimizer_of', 'check_parts
 import hashlib
 import inspect
 import math
+import warnings
 from dataclasses import dataclass, fields
 from numbers import Real
 
@@ -36,7 +37,9 @@ def _name(part):
 def _check_writable(name, part):
     "Raise `ValueError` where Keras can't write a part into a file and read it."
     try:
-        written = keras.saving.serialize_keras_object(part)
+        with warnings.catch_warnings():  # about what is refused below
+            warnings.simplefilter("ignore")
+            written = keras.saving.serialize_keras_object(part)
         again = keras.saving.deserialize_keras_object(written)
         good = type(again) is type(part)
     except Exception:

@@ -224,7 +224,7 @@ def _check_same_run(folder, before, now):
             " choose another folder"
         )
 
-
+# %% ../nbs/90k_runs.ipynb #8ffc730b
 def _longer(folder, before, now):
     "What to do where a run is to be resumed for more or fewer epochs."
     had, asked = before["epochs"], now["epochs"]

@@ -58,9 +58,9 @@ QUESTIONS = [
         "minute-four-what-the-three-arrays-mean",
         "scores",
     ),
-    ("May I use my own backbone?", "tutorials/own_parts", "a-backbone", "BACKBONES"),
+    ("May I use my own backbone?", "tutorials/own_parts", "a-backbone", "registered"),
     ("May I use my own loss?", "tutorials/own_parts", "a-loss", "losses_of"),
-    ("May I use my own augmentation?", "tutorials/own_parts", "augmentation", "padding"),
+    ("May I use my own augmentation?", "tutorials/own_parts", "augmentation", "rng"),
     ("How do I go on with a run?", "tutorials/questions", "it-was-interrupted", "--resume"),
     ("VOC07 against COCO", "tutorials/questions", "why-is-cocos-ap-so-much-lower-than-vocs", "0.95"),
     (
