@@ -26,8 +26,9 @@ def flip_horizontally(
     image: np.ndarray,  # (H, W, 3)
     boxes: np.ndarray,  # (n, 4) pixels
 ) -> tuple:  # mirrored image, mirrored boxes
-    """Mirror a picture and its boxes, left to right: an edge at `x` goes to `W −
-    x`, and left and right edges change places.
+    """Mirror a picture and its boxes, left to right.
+
+    An edge at `x` goes to `W − x`, and left and right edges change places.
     """
     width = image.shape[1]
     x1, y1, x2, y2 = np.asarray(boxes).T
@@ -38,8 +39,9 @@ def flip_vertically(
     image: np.ndarray,  # (H, W, 3)
     boxes: np.ndarray,  # (n, 4) pixels
 ) -> tuple:  # mirrored image, mirrored boxes
-    """Mirror a picture and its boxes, top to bottom: an edge at `y` goes to `H −
-    y`, and upper and lower edges change places.
+    """Mirror a picture and its boxes, top to bottom.
+
+    An edge at `y` goes to `H − y`, and upper and lower edges change places.
     """
     height = image.shape[0]
     x1, y1, x2, y2 = np.asarray(boxes).T

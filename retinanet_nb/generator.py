@@ -635,9 +635,10 @@ def train_generator(
     # None: what hyperparameters.repeat_rare asks for
     weights=None,
 ) -> TrainGenerator:  # a keras.utils.PyDataset
-    """Batches `(images (B, H, W, 3) uint8, {"boxes": (B, M, 4) float32, "labels":
-    (B, M) int32})` for `fit(…, shuffle=False)`.
+    """Batches of pictures and their objects, for `fit(…, shuffle=False)`.
 
+    Each is `(images (B, H, W, 3) uint8, {"boxes": (B, M, 4) float32, "labels":
+    (B, M) int32})`.
     `(H, W)` is `hyperparameters.image_size`; boxes are pixels of that canvas; M
     is the largest number of objects in the data set, the rest is −1. `difficult`
     objects and crowds are no targets. Order and augmentation depend on (seed,

@@ -59,8 +59,9 @@ def focal_loss(
 def smooth_l1_loss(
     sigma: float = 3.0,  # quadratic below 1 / σ², linear above
 ):
-    """Smooth L1 as a function `loss(classes (B, N), target_deltas (B, N, 4),
-    deltas (B, N, 4))` → scalar.
+    """Smooth L1 as a function of classes, target deltas and deltas.
+
+    `loss(classes (B, N), target_deltas (B, N, 4), deltas (B, N, 4))` → scalar.
 
     Summed over the positive anchors only and divided by their number (at least
     1). Raises `ValueError` for a `sigma` that isn't positive. Source: Fast R-CNN

@@ -110,9 +110,9 @@ def predict_with_pictures(
     workers: int = 2,  # threads that read
     keep: int = 1 << 22,  # larger pictures, in pixels, are not kept
 ) -> Iterator:
-    """As `predict`, with the picture: yields `(path, image, Found)`, or `(path,
-    None, error)` for a file that can't be read. `image` is `None` where it has
-    more than `keep` pixels: dozens may be under way at once.
+    """As `predict`, with the picture: yields `(path, image, Found)`, or
+    `(path, None, error)` for a file that can't be read. `image` is `None` where it
+    has more than `keep` pixels: dozens may be under way at once.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")

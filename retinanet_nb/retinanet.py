@@ -167,8 +167,8 @@ def retinanet_model(
     # .weights.h5 file
     weights: str | Path | None = None,
 ) -> keras.Model:
-    """RetinaNet: RGB pictures 0…255 (B, H, W, 3) of any size → `{"regression":
-    (B, N, 4), "classification": (B, N, K)}`.
+    """RetinaNet: RGB pictures 0…255 (B, H, W, 3) of any size →
+    `{"regression": (B, N, 4), "classification": (B, N, K)}`.
 
     `classification` holds logits, `regression` the deltas of `encode_boxes`, for
     the N anchors of `anchors_for_shape((H, W))`. Raises `ValueError` for bad

@@ -66,6 +66,18 @@ def test_functions_have_one_idea():
     assert not long, "\n".join(long)
 
 
+def test_the_first_line_of_a_docstring_ends_no_code_halfway():
+    "The site sets the first line in italics, which breaks where code goes on in the second."
+    broken = []
+    for path in sorted((ROOT / "retinanet_nb").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                first = (ast.get_docstring(node) or "").partition("\n")[0]
+                if first.count("`") % 2:
+                    broken.append(f"{path.stem}.{node.name}: {first}")
+    assert not broken, "\n".join(broken)
+
+
 def longest_run(page):
     "Most lines of visible code on a page that no text interrupts."
     longest = run = 0
