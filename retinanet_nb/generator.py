@@ -635,10 +635,9 @@ def train_generator(
     # None: what hyperparameters.repeat_rare asks for
     weights=None,
 ) -> TrainGenerator:  # a keras.utils.PyDataset
-    """Batches of pictures and their objects, for `fit(…, shuffle=False)`.
+    """Batches for `fit(…, shuffle=False)`: pictures (B, H, W, 3) uint8 and a
+    dictionary of `boxes` (B, M, 4) float32 and `labels` (B, M) int32.
 
-    Each is `(images (B, H, W, 3) uint8, {"boxes": (B, M, 4) float32, "labels":
-    (B, M) int32})`.
     `(H, W)` is `hyperparameters.image_size`; boxes are pixels of that canvas; M
     is the largest number of objects in the data set, the rest is −1. `difficult`
     objects and crowds are no targets. Order and augmentation depend on (seed,
