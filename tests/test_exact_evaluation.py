@@ -76,14 +76,14 @@ def test_arrays_that_grow():
 
 def test_arrays_grow_seldom_and_not_by_much(monkeypatch):
     """A quarter more room each time: a thousand pictures need few copies, and memory is never a third too large."""
-    sizes, resize = [], evaluation._Growing.resize
+    sizes, resize = [], arrays._Growing.resize
 
     def noted(self, length):
         sizes.append(length)
         resize(self, length)
 
-    monkeypatch.setattr(evaluation._Growing, "resize", noted)
-    column = evaluation._Growing(())
+    monkeypatch.setattr(arrays._Growing, "resize", noted)
+    column = arrays._Growing(())
     room = len(column.array)
     column.add(np.zeros(room, np.float32))
     assert sizes == []  # there was just enough
@@ -658,7 +658,7 @@ def test_a_piece_gets_what_is_its_own(monkeypatch, name):
     pytest.importorskip(name)
     detected, records = crowded()
     found, objects = stack_detections(detected), stack_objects(records)
-    pieces, counts, piece, turns = [], [], evaluation._piece, evaluation._turns
+    pieces, counts, piece, turns = [], [], coco_metric._piece, coco_metric._turns
 
     def noted(COCO, label, pictures, found, mine, objects, truth):
         pieces.append((pictures.tolist(), mine.tolist(), truth.tolist()))
@@ -668,9 +668,9 @@ def test_a_piece_gets_what_is_its_own(monkeypatch, name):
         counts.append(count)
         return turns(ranges, thresholds, count)
 
-    monkeypatch.setattr(evaluation, "_piece", noted)
-    monkeypatch.setattr(evaluation, "_turns", counted)
-    monkeypatch.setattr(evaluation, "PIECE", 100)
+    monkeypatch.setattr(coco_metric, "_piece", noted)
+    monkeypatch.setattr(coco_metric, "_turns", counted)
+    monkeypatch.setattr(coco_metric, "PIECE", 100)
     coco_metrics(found, objects, 2, name)
     assert counts == [300, 300] and [p for p, _, _ in pieces] == [[0], [1], [2]] * 2
     for k, ((i,), mine, truth) in zip((0, 0, 0, 1, 1, 1), pieces):
@@ -681,11 +681,11 @@ def test_a_piece_gets_what_is_its_own(monkeypatch, name):
 
 def test_verdicts_of_pycocotools_are_made_slim():
     pytest.importorskip("pycocotools")
-    COCO, COCOeval = evaluation._coco_library("pycocotools")
+    COCO, COCOeval = coco_metric._coco_library("pycocotools")
     found, objects = (stack(x) for stack, x in zip((stack_detections, stack_objects), crowded()))
     mine, truth = np.flatnonzero(found.labels == 0)[:5], np.flatnonzero(objects.labels == 0)[:3]
-    run = COCOeval(*evaluation._piece(COCO, 0, np.arange(1), found, mine, objects, truth), "bbox")
-    ((verdict,),) = evaluation._judged(run, np.arange(1), 0, run.params.areaRng[:1], run.params.iouThrs)
+    run = COCOeval(*coco_metric._piece(COCO, 0, np.arange(1), found, mine, objects, truth), "bbox")
+    ((verdict,),) = coco_metric._judged(run, np.arange(1), 0, run.params.areaRng[:1], run.params.iouThrs)
     assert set(verdict) == {"dtScores", "dtMatches", "dtIgnore", "gtIgnore"}
     assert verdict["dtMatches"].dtype == bool and verdict["dtMatches"].shape == (10, 5)
 

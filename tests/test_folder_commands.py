@@ -142,7 +142,7 @@ def test_a_run_of_a_folder_to_the_end(capsys, flat, tmp_path):
     assert (run / "evaluation-held-out" / "index.html").is_file()
     cli.retinanet_train(resume=str(run))  # complete, so nothing happens but reading it all again
     line = fails_last(capsys, cli.retinanet_train, resume=str(run), epochs=3)
-    assert "laid out for 1 epochs" in line and f"--weights {run}/last.keras --epochs 2" in line
+    assert "laid out for 1 epoch," in line and f"--weights {run}/last.keras --epochs 2" in line
 
 
 def test_evaluate_says_what_it_lacks(capsys, tmp_path):
