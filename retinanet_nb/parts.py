@@ -64,7 +64,6 @@ class OwnParts:
     coder: object = None  # in place of box_coder
     matcher: object = None  # in place of Matcher
     filter: object = None  # in place of DetectionFilter
-
     weights: object = None  # (pictures,) how often an epoch shows each
 
     def given(self) -> dict:
