@@ -97,6 +97,20 @@ def _described(state):
     "What of a state stands in `state.json`."
     return {k: v for k, v in asdict(state).items() if k != "means"}
 
+# %% ../nbs/90j_checkpoints.ipynb #0849ab59
+def _is_history(history, epochs):
+    "Whether this is what a run of so many epochs writes down."
+    return (
+        isinstance(history, list)
+        and all(isinstance(entry, dict) for entry in history)
+        and [entry.get("epoch") for entry in history] == [*range(1, epochs + 1)]
+        and all(
+            value is None or type(value) in (int, float)
+            for entry in history
+            for value in entry.values()
+        )
+    )
+
 # %% ../nbs/90j_checkpoints.ipynb #91b6d3fa
 def _read_state(folder, trainer):
     """The state in `folder`, put into `trainer`. Raises `ValueError` or `OSError`
@@ -106,6 +120,8 @@ def _read_state(folder, trainer):
         state = _checked_state(folder)
     else:  # of an earlier version
         history = read_json(folder / "history.json", list)
+        if not _is_history(history, len(history)):
+            raise ValueError("its history.json is no list of epochs")
         state = State(len(history), history=history)
     trainer.load_weights(folder / _WEIGHTS)
     if not (folder / _REST).exists():
@@ -126,9 +142,7 @@ def _checked_state(folder):
     try:
         state = State(**values)
         good = _place(folder.name) == (state.epoch, state.step)
-        good &= (
-            isinstance(state.history, list) and len(state.history) == state.epoch
-        )
+        good &= _is_history(state.history, state.epoch)
         good &= sums == {n: _checksum(folder / n) for n in (_WEIGHTS, _REST)}
     except TypeError:
         good = False

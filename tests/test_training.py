@@ -522,6 +522,18 @@ def test_a_run_of_an_earlier_version_is_resumed(run, data, tmp_path):
     (state / "state.json").unlink(), (state / "state.npz").unlink()
     shutil.rmtree(folder / "checkpoints" / "epoch-0001")
     sets = VOCDataset(data, "train"), FAST, VOCDataset(data, "val")
+    for wrong in (
+        ["epoch", "loss"],
+        [{}, {}],
+        unmeasured[::-1],
+        [unmeasured[0], {"epoch": 2, "loss": "low"}],
+    ):
+        (state / "history.json").write_text(json.dumps(wrong))
+        with pytest.raises(
+            ValueError, match=r"epoch-0002 cannot be read \(its history.json is no list of epochs"
+        ):
+            train(*sets, run=folder, progress=False, resume=True)
+    (state / "history.json").write_text(json.dumps(unmeasured))
     again = train(*sets, run=folder, progress=False, resume=True)
     assert again.history == run.history and not again.interrupted
     assert json.loads((folder / MANIFEST).read_text())["files"]["detector.keras"]
@@ -637,7 +649,7 @@ def test_a_damaged_state_is_told_and_the_older_one_taken(toy, tmp_path, capsys, 
     checkpoint = Checkpoint(tmp_path)
     for epoch in (1, 2):
         toy.train_on_batch(X, Y)
-        checkpoint.save(toy, State(epoch, history=[{}] * epoch))
+        checkpoint.save(toy, State(epoch, history=[{"epoch": e + 1} for e in range(epoch)]))
         if epoch == 1:
             old = [np.asarray(w) for w in toy.weights]
     damage(checkpoint.newest() / name)
@@ -661,7 +673,9 @@ def _saved_under_power_cuts(toy, folder):
     (folder / "disk" / "run").mkdir(parents=True)
     with LossyDisk(folder / "disk") as disk:
         for epoch in (1, 2, 3):
-            Checkpoint(disk.root / "run").save(toy, State(epoch, history=[{}] * epoch))
+            Checkpoint(disk.root / "run").save(
+                toy, State(epoch, history=[{"epoch": e + 1} for e in range(epoch)])
+            )
             disk.promised = epoch
     for n, (image, promised) in enumerate(disk.images):
         lay_out(image, folder / str(n))
@@ -706,10 +720,10 @@ def test_a_full_disk_names_the_state(toy, tmp_path, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device")
 
-    Checkpoint(tmp_path).save(toy, State(1, history=[{}]))
+    Checkpoint(tmp_path).save(toy, State(1, history=[{"epoch": 1}]))
     monkeypatch.setattr(toy, "save_weights", full)
     with pytest.raises(OSError, match="disk is full.*epoch-0002"):
-        Checkpoint(tmp_path).save(toy, State(2, history=[{}] * 2))
+        Checkpoint(tmp_path).save(toy, State(2, history=[{"epoch": 1}, {"epoch": 2}]))
     assert Checkpoint(tmp_path).load(toy).epoch == 1
 
 

@@ -551,10 +551,26 @@ def check_numbers(root=ROOT):
     return problems
 
 
+def check_link_numbers(root=ROOT):
+    "A link whose words are a number, such as 6.7 or A.12, leads to the page of that number."
+    problems = []
+    for page in book.notebooks(root):
+        for cell in book.read(page)["cells"]:
+            if cell["cell_type"] != "markdown":
+                continue
+            for number, target in re.findall(
+                r"\[(?:[Cc]hapter |[Aa]ppendix )?((?:\d+|[A-Z])\.\d+)\]\(([\w/.]+\.ipynb)", book.source(cell)
+            ):
+                there = (page.parent / target).resolve()
+                if there.is_file() and number not in re.findall(r"(?:\d+|[A-Z])\.\d+", title(there)):
+                    problems.append(f"{page.name}: the link {number} leads to {title(there)!r}")
+    return problems
+
+
 def check(root=ROOT):
     "Faults of the site as sentences."
     root = Path(root)
-    problems = check_citations(root) + check_numbers(root)
+    problems = check_citations(root) + check_numbers(root) + check_link_numbers(root)
     for page in book.notebooks(root):
         name = page.relative_to(root / "nbs").as_posix()
         problems += [f"{name}: {fault}" for fault in check_page(page, root)]
