@@ -41,7 +41,9 @@ TESTS = {
     **dict.fromkeys(
         ("evaluation", "arrays", "coco_metric"), ["test_evaluation.py", "test_exact_evaluation.py"]
     ),
-    "generator": ["test_generator.py", "test_exact_generator.py"],
+    **dict.fromkeys(
+        ("generator", "augmentation"), ["test_generator.py", "test_exact_generator.py", "test_augmentation.py"]
+    ),
 }
 COMPARE = {
     ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
