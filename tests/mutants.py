@@ -42,7 +42,8 @@ TESTS = {
         ("evaluation", "arrays", "coco_metric"), ["test_evaluation.py", "test_exact_evaluation.py"]
     ),
     **dict.fromkeys(
-        ("generator", "augmentation"), ["test_generator.py", "test_exact_generator.py", "test_augmentation.py"]
+        ("generator", "augmentation"),
+        ["test_generator.py", "test_exact_generator.py", "test_augmentation.py"],
     ),
 }
 COMPARE = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from helpers import excite, noise, python, same_detections, small
-from retinanet_nb.retinanet import retinanet_model
+from retinanet_nb.retinanet import retinanet_model, save_half
 from retinanet_nb.retinanet_box import load_detector, retinanet_box
 
 # `None` in sys.modules makes `import tensorflow` fail as if it weren't installed.
@@ -36,6 +36,11 @@ pictures = np.load(folder + "/pictures.npy")
 written = rb.load_detector(folder + "/box.keras")
 for part, value in zip(("boxes", "scores", "labels"), detections(written, pictures)):
     np.save(f"{folder}/{engine}_{part}.npy", value)
+# and one in half precision
+for whole, half in zip(written.weights, rb.load_detector(folder + "/half.keras").weights):
+    whole, half = to_numpy(whole), to_numpy(half)
+    assert half.dtype == "float32"
+    np.testing.assert_array_equal(half, whole.astype("float16") if whole.ndim > 1 else whole)
 
 # training: the targets of a batch as arrays, both losses by their names
 keras.utils.set_random_seed(0)
@@ -84,6 +89,7 @@ def test_engine(engine, tmp_path):
     here = [np.asarray(x) for x in box.predict_on_batch(pictures)]
     assert (here[2] >= 0).sum() > 20
     box.save(tmp_path / "box.keras")
+    save_half(box, tmp_path / "half.keras")
     np.save(tmp_path / "pictures.npy", pictures)
     assert "done" in python(WORK, engine, tmp_path, KERAS_BACKEND=engine)
     same_detections(

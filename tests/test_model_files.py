@@ -22,7 +22,7 @@ from retinanet_nb.model_files import (
     class_names_of,
     hyperparameters_of,
 )
-from retinanet_nb.retinanet import load_weights, model_card, read_model, retinanet_model
+from retinanet_nb.retinanet import load_weights, model_card, read_model, retinanet_model, save_half
 from retinanet_nb.retinanet_box import load_detector, retinanet_box
 
 from helpers import excite, noise, numpy, python, same_detections, small
@@ -85,6 +85,46 @@ def test_what_a_file_was_trained_with(files):
     for path in (files / "model.weights.h5", files / "nowhere.keras"):
         with pytest.raises((ValueError, FileNotFoundError), match=path.name):
             architecture_of(path)
+
+
+def test_half_a_file_holds_the_same_detector(model, files, tmp_path):
+    path = tmp_path / "half.keras"
+    for whole, name in ((model, "model.keras"), (retinanet_box(model), "detector.keras")):
+        assert save_half(whole, path) == path
+        assert check_model_file(path) == check_model_file(files / name)
+        for read in (read_model, load_detector, keras.models.load_model):
+            weights = read(path).weights
+            assert len(weights) == len(model.weights)
+            for before, after in zip(model.weights, weights):
+                value = numpy(before)
+                if value.ndim > 1:
+                    assert np.abs(value.astype("float16") - value).max() <= np.abs(value).max() / 2048
+                    value = value.astype("float16").astype("float32")
+                assert after.dtype == "float32" and np.array_equal(numpy(after), value), before.path
+    # a kernel of random numbers takes two bytes each, nearly
+    wide = keras.Sequential([keras.Input((1000,)), keras.layers.Dense(1000)])
+    wide.compile("adam", "mse")
+    wide.train_on_batch(np.ones((1, 1000)), np.ones((1, 1000)))  # the moments of Adam stay behind
+    size = save_half(wide, path).stat().st_size
+    assert 1_500_000 < size < 2_050_000
+    load_weights(other := retinanet_model(3, small(**HP), NAMES), save_half(model, path))
+    assert np.array_equal(numpy(other.weights[0]), numpy(model.weights[0]).astype("float16"))
+
+
+def test_what_half_precision_cannot_hold_is_not_written(tmp_path):
+    dense = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    path = save_half(dense, tmp_path / "dense.keras")
+    before = path.read_bytes()
+    dense.layers[0].kernel.assign([[1, 65505.0 * 2], [0, 0]])
+    with pytest.raises(ValueError, match="dense.*131010.*whole"):
+        save_half(dense, path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    dense.layers[0].kernel.assign([[1, 0], [0, 0]])
+    dense.layers[0].bias.assign([1e-8, 70000])  # vectors stay as they are
+    kept = keras.models.load_model(save_half(dense, path)).layers[0].bias
+    assert np.array_equal(numpy(kept), np.float32([1e-8, 70000]))
+    with pytest.raises(ValueError, match="dense.h5"):
+        save_half(dense, tmp_path / "dense.h5")
 
 
 def test_a_model_without_card_has_no_hyperparameters(tmp_path):
