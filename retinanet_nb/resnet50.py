@@ -387,6 +387,13 @@ BACKBONES = {
         "caffe",
         ("c1", "c2", "c3", "c4", "c5"),
     ),
+    "small": Backbone(
+        partial(
+            residual_network, (32, 64, 128, 256, 256), (1, 2, 2, 2), name="small"
+        ),
+        "tf",
+        ("c1", "c2", "c3", "c4", "c5"),
+    ),
     "tiny": Backbone(residual_network, "tf", ("c1", "c2", "c3", "c4", "c5")),
 }
 
