@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from helpers import excite, noise, python, same_detections, small
-from retinanet_nb.retinanet import retinanet_model, save_half
+from retinanet_nb.model_files import save_half
+from retinanet_nb.retinanet import retinanet_model
 from retinanet_nb.retinanet_box import load_detector, retinanet_box
 
 # `None` in sys.modules makes `import tensorflow` fail as if it weren't installed.

@@ -21,8 +21,9 @@ from retinanet_nb.model_files import (
     check_model_file,
     class_names_of,
     hyperparameters_of,
+    save_half,
 )
-from retinanet_nb.retinanet import load_weights, model_card, read_model, retinanet_model, save_half
+from retinanet_nb.retinanet import load_weights, model_card, read_model, retinanet_model
 from retinanet_nb.retinanet_box import load_detector, retinanet_box
 
 from helpers import excite, noise, numpy, python, same_detections, small
