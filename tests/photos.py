@@ -379,7 +379,7 @@ class Run:
 
 
 def find_objects(folder, minutes):
-    "Train for so many minutes, however many epochs these are: the rate falls with the time."
+    "Train for so many minutes of one core, however many epochs these are: the rate falls with them."
     run = Run(folder)
     while (share := run.seconds / 60 / minutes) < 1:
         if not run.part and share >= SWITCH:
@@ -388,9 +388,9 @@ def find_objects(folder, minutes):
         run.net.train()
         losses = []
         for i in range(len(run.batches)):
-            start = time.perf_counter()
+            start = time.thread_time()
             losses.append(run.learn(*run.batches[i], share))
-            run.seconds += time.perf_counter() - start
+            run.seconds += time.thread_time() - start
             share = run.seconds / 60 / minutes
             if share >= (1 if run.part else SWITCH):
                 break
@@ -434,7 +434,7 @@ def main():
     parser.add_argument("path", type=Path, nargs="?", help="what write writes")
     parser.add_argument("--folder", type=Path, default=Path("runs/photos"))
     parser.add_argument("--epochs", type=int, default=14, help="of name")
-    parser.add_argument("--minutes", type=float, default=97, help="of find")
+    parser.add_argument("--minutes", type=float, default=97, help="of find, of one core")
     parser.add_argument(
         "--size", type=int, default=256, help="side of the canvas that write gives the detector"
     )
