@@ -313,7 +313,7 @@ class Run:
         self.net.to(memory_format=torch.channels_last)
         self.average = {k: v.detach().clone() for k, v in self.net.state_dict().items()}
         self.adam = optimizer(self.net)
-        self.step, self.epoch, self.part, self.seconds = 0, 0, 0, 0.0
+        self.step, self.epoch, self.part, self.seconds, self.history = 0, 0, 0, 0.0, []
         self.coder, self.matcher = box_coder(SETTINGS), Matcher.of(SETTINGS)
         self.focal = focal_loss(SETTINGS.alpha, SETTINGS.gamma)
         self.smooth = smooth_l1_loss(SETTINGS.sigma)
@@ -325,11 +325,37 @@ class Run:
         self.open()
 
     def save(self):
-        state = {k: getattr(self, k) for k in ("average", "step", "epoch", "part", "seconds")}
+        "Where the run stands; and, as `train` writes them, what `python tests/book.py result` reads."
+        state = {k: getattr(self, k) for k in ("average", "step", "epoch", "part", "seconds", "history")}
         put(
             self.folder / "find.state",
             {**state, "net": self.net.state_dict(), "adam": self.adam.state_dict()},
         )
+        config = {
+            "hyperparameters": json.loads(SETTINGS.to_json()),
+            "engine": f"PyTorch {torch.__version__}",
+            "keras": keras.__version__,
+            "pictures": len(self.batches.dataset),
+        }
+        for name, thing in (("config", config), ("history", self.history)):
+            (self.folder / f"{name}.json").write_text(json.dumps(thing, indent=1))
+
+    def note(self, losses, seconds):
+        "One more epoch, with the (classification, box) losses of its steps."
+        named, placed = np.mean(losses, axis=0).tolist()
+        self.epoch += 1
+        entry = {
+            "epoch": self.epoch,
+            "loss": named + SETTINGS.box_loss_weight * placed,
+            "classification": named,
+            "box": placed,
+        }
+        self.history.append({**entry, "canvas": SIZES[self.part], "seconds": seconds})
+        print(
+            f"epoch {self.epoch}, {self.seconds / 60:.1f} min: classes {named:.4f}, boxes {placed:.4f}",
+            flush=True,
+        )
+        self.save()
 
     def open(self):
         "The pictures and anchors of this part of the training."
@@ -386,7 +412,7 @@ def find_objects(folder, minutes):
             run.second_part()
         run.batches.set_epoch(run.epoch)
         run.net.train()
-        losses = []
+        losses, begin = [], run.seconds
         for i in range(len(run.batches)):
             start = time.thread_time()
             losses.append(run.learn(*run.batches[i], share))
@@ -394,13 +420,7 @@ def find_objects(folder, minutes):
             share = run.seconds / 60 / minutes
             if share >= (1 if run.part else SWITCH):
                 break
-        run.epoch += 1
-        named, placed = np.mean(losses, axis=0)
-        print(
-            f"epoch {run.epoch}, {run.seconds / 60:.1f} min: classes {named:.4f}, boxes {placed:.4f}",
-            flush=True,
-        )
-        run.save()
+        run.note(losses, run.seconds - begin)
 
 
 def write(folder, path, size, without=()):
