@@ -684,11 +684,11 @@ def _jpeg_pixels(
     data: bytes,  # a JPEG file
 ) -> np.ndarray:  # (height, width, 3) uint8, as stored
     "The pixels of a JPEG, as OpenCV decodes them: the fast way."
-    how = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    how = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(np.frombuffer(data, np.uint8), how)
     if image is None:
         raise ValueError("its pixels could not be decoded")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
 def _all_pixels(

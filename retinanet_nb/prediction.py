@@ -8,6 +8,7 @@ __all__ = ['Found', 'in_order', 'canvas_size', 'predict_with_pictures', 'predict
 # %% ../nbs/04e_prediction.ipynb #f302fb7e
 #| code-fold: true
 #| code-summary: "Imports"
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,8 @@ def in_order(
     """Yield `(item, result)` for each item, in their order, worked out in threads.
 
     A `ValueError` or `OSError` of `function` is given as the result; others are
-    raised. Not more than `ahead` items are taken early, however many there are.
+    raised. An error of `items` is raised after the results of what came before
+    it. Not more than `ahead` items are taken early, however many there are.
     """
 
     def attempt(item):
@@ -47,10 +49,10 @@ def in_order(
         except (ValueError, OSError) as error:
             return error
 
+    waiting, broken = deque(), []
     with ThreadPoolExecutor(workers) as pool:
-        waiting = deque()
         try:
-            for item in items:
+            for item in _until_broken(items, broken):
                 waiting.append((item, pool.submit(attempt, item)))
                 if len(waiting) >= ahead:
                     first, future = waiting.popleft()
@@ -61,6 +63,16 @@ def in_order(
         finally:
             for _, future in waiting:
                 future.cancel()
+    if broken:
+        raise broken[0]
+
+
+def _until_broken(items, broken):
+    "The items; an error that ends them goes into the list `broken`."
+    try:
+        yield from items
+    except Exception as error:
+        broken.append(error)
 
 # %% ../nbs/04e_prediction.ipynb #e30b3c36
 def _home(fit, boxes, scores, labels, score_threshold):
@@ -102,12 +114,18 @@ def canvas_size(
     return tuple(getattr(h, "image_size", (512, 512)))
 
 # %% ../nbs/04e_prediction.ipynb #4d8a3da6
+def _readers():
+    "How many threads read where nobody says: one for each processor, 2 to 8."
+    return min(max(os.cpu_count() or 1, 2), 8)
+
+
 def predict_with_pictures(
     detector,  # its predict_on_batch gives boxes, scores, labels, padded with −1
     paths,  # a stream of files
     batch_size: int = 8,  # pictures a step
     score_threshold: float | None = None,  # leave out lower scores
-    workers: int = 2,  # threads that read
+    # threads that read; None: one for each processor, at most 8
+    workers: int | None = None,
     keep: int = 1 << 22,  # larger pictures, in pixels, are not kept
 ) -> Iterator:
     """As `predict`, with the picture: yields `(path, image, Found)`, or
@@ -117,6 +135,7 @@ def predict_with_pictures(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     size = canvas_size(detector)
+    workers = _readers() if workers is None else workers
 
     def read(path):
         image = read_image(path)
@@ -141,7 +160,8 @@ def predict(
     batch_size: int = 8,  # pictures a step
     score_threshold: float
     | None = None,  # leave out lower scores; None: keep all
-    workers: int = 2,  # threads that read
+    # threads that read; None: one for each processor, at most 8
+    workers: int | None = None,
 ) -> Iterator:
     """Yield `(path, Found)` for each file, in order, while the next ones are read.
 
@@ -164,7 +184,8 @@ def predict_dataset(
     # leave out lower scores; None keeps all that the detector gives
     score_threshold: float | None = None,
     progress: bool = True,  # a bar on standard error
-    workers: int = 2,  # threads that read
+    # threads that read; None: one for each processor, at most 8
+    workers: int | None = None,
 ) -> list:  # of Found, one a picture, in the picture's own pixels
     """Run the detector over the pictures of a data set, as `predict` does.
 

@@ -23,6 +23,7 @@ from retinanet_nb.files import (
     locked,
     read_json,
     save_atomically,
+    save_together,
     sync,
     write_json,
 )
@@ -55,6 +56,18 @@ def test_bytes_are_on_disk_before_the_name_is(tmp_path, monkeypatch):
     kinds = [kind for kind, _ in events]
     assert kinds == ["sync", "rename", "sync"], events
     assert events[0][1].endswith("a.txt") and events[2][1] == tmp_path.name
+
+
+def test_together_no_name_comes_before_the_bytes_of_all(tmp_path, monkeypatch):
+    events, real_sync, real_replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (events.append("sync"), real_sync(number)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), real_replace(a, b)))
+    write = lambda p: p.write_text("x")
+    save_together((tmp_path / name, write) for name in "abc")
+    assert events == ["sync"] * 3 + ["rename"] * 3 + ["sync"]
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        save_together([(tmp_path / "d", write), (tmp_path, write)])
+    assert visible(tmp_path) == ["a", "b", "c"] and not list(tmp_path.glob(".*"))
 
 
 def test_sync_takes_files_and_folders(tmp_path):

@@ -62,7 +62,7 @@ def test_floors(required):
         return min(Version(s.version) for s in required[extra][name].specifier if s.operator == ">=")
 
     assert lowest("keras") >= Version("3.15")  # the safe mode of older ones can be passed
-    assert lowest("opencv-python-headless") >= Version("4.10.0.84")
+    assert lowest("opencv-python-headless") >= Version("4.11.0.86")
     assert lowest("tensorflow", "tensorflow") >= Version("2.18")
 
 
