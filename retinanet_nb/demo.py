@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-import retinanet_nb
 from .evaluation import evaluate
 from .files import claim, fresh_folder
 from retinanet_nb.mistakes import (
@@ -73,9 +72,7 @@ def shapes_detector() -> Detector:
 
     RGB pictures (B, H, W, 3) → detections.
     """
-    return load_detector(
-        Path(retinanet_nb.__file__).parent / "assets" / "shapes.keras"
-    )
+    return load_detector("shapes")
 
 # %% ../nbs/08_demo.ipynb #bd5eff0c
 def curves_figure(

@@ -273,7 +273,7 @@ class _Training:
     batch_size: int = 4  # pictures a step
     # the weights move once in so many steps, by the mean of their gradients
     accumulate_steps: int = 1
-    # None, "imagenet" (backbone) or a model file to start from
+    # None, "imagenet" (backbone), or a model file or its name to start from
     weights: str | None = None
     # backbone stages that do not learn: 0 none, 2 stem and first stage, 5 all
     freeze_stages: int = 0

@@ -22,8 +22,8 @@ from retinanet_nb.model_files import (
     ARCHITECTURE,
     FORMAT_VERSION,
     MAX_CLASSES,
-    PUBLISHED,
     check_model_file,
+    is_named,
     model_file,
 )
 from .resnet50 import resnet50
@@ -133,7 +133,7 @@ def _unnamed(num_classes):
 
 def _names_in(weights):
     "The class names in a model file; none where `weights` is no such file."
-    if str(weights) in PUBLISHED:
+    if is_named(weights):
         weights = model_file(weights)
     if not str(weights).endswith(".keras") or not Path(weights).exists():
         return []
@@ -163,8 +163,8 @@ def retinanet_model(
     num_classes: int,  # K, at least 1; background is no class
     hyperparameters: HyperParameters = HyperParameters(),
     class_names=None,  # K names; None: those of the weights' file, or made up
-    # None, "imagenet" (the backbone), "coco" (chapter 3.4), a .keras or a
-    # .weights.h5 file
+    # None, "imagenet" (the backbone), "coco" (chapter 3.4), "photos" or "shapes"
+    # (carried), a .keras or a .weights.h5 file
     weights: str | Path | None = None,
 ) -> keras.Model:
     """RetinaNet: RGB pictures 0…255 (B, H, W, 3) of any size →
@@ -198,7 +198,7 @@ def retinanet_model(
 
 # %% ../nbs/03c_retinanet.ipynb #739b1b91
 def read_model(
-    path: str | Path,  # a .keras file, or "coco" (chapter 3.4)
+    path: str | Path,  # a .keras file, or a name: coco, photos, shapes
 ) -> keras.Model:
     """The model in a `.keras` file, read in Keras's safe mode (nothing in the
     file is executed).
@@ -321,8 +321,8 @@ _HEAD = "classification_subnet_output"
 
 def load_weights(
     model: keras.Model,  # of retinanet_model; changed in place
-    # a .keras file (a training model or a detector), a .weights.h5 file, or
-    # "coco" (chapter 3.4)
+    # a .keras file (a training model or a detector), a .weights.h5 file, or a
+    # name: coco (chapter 3.4), photos, shapes
     path: str | Path,
 ) -> list:  # the names of the weights that start afresh
     """Copies the weights in `path` into `model`. Returns the names of the weights

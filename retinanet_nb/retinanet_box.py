@@ -244,7 +244,8 @@ def retinanet_box(
 
 # %% ../nbs/04d_retinanet_box.ipynb #5d47eac4
 def load_detector(
-    # a .keras file of a detector or of a training model, or an exported file
+    # a .keras file of a detector or of a training model, an exported file, or a
+    # name: photos or shapes (carried), coco (fetched once)
     path: str | Path,
     # the arguments of retinanet_box; what is left out stays as it is in the file
     **options,

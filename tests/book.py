@@ -1,4 +1,4 @@
-"""What the Makefile and the tests both do with the book: `python tests/book.py check | docs | readme | constraints | result`.
+"""What the Makefile and the tests both do with the book: `python tests/book.py check | docs | readme | constraints | result | carry`.
 
 - `check(root)`: figures, references, links, sidebar; a list of sentences, empty where all is well.
 - `process(root)`: nbdev's own processing into `_proc`, the notebooks as Quarto gets them.
@@ -6,6 +6,7 @@
 - `readme(root)`: the text of README.md and its pictures, from `nbs/index.ipynb`.
 - `constraints(root)`: the installed versions, without local paths.
 - `result(name, run, report, …)`: what the chapter of results keeps of a run, `nbs/results/NAME.json`.
+- `carry(run, data, split, name)`: a run's detector becomes the one of photographs that the package carries, with its figures.
 """
 
 import ast
@@ -16,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -514,6 +516,40 @@ def result(name, run, report, machine, minutes, *commands, root=ROOT):
     print(f"{path.relative_to(root)}: {path.stat().st_size:,} bytes")
 
 
+MOST_CARRIED = 12_000_000  # bytes of a detector that comes with the package
+
+
+def carry(run, data, split="val", name="Pascal VOC 2007", root=ROOT):
+    "Make a run's detector the one of photographs that the package carries: in half precision, and measured so on pictures that it did not learn from."
+    from retinanet_nb.evaluation import evaluate
+    from retinanet_nb.files import write_json
+    from retinanet_nb.model_files import save_half
+    from retinanet_nb.retinanet_box import load_detector
+    from retinanet_nb.voc import VOCDataset
+
+    run, assets = Path(run), Path(root) / "retinanet_nb/assets"
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        half = save_half(load_detector(run / "detector.keras"), Path(folder) / "photos.keras")
+        if half.stat().st_size > MOST_CARRIED:
+            sys.exit(f"{half.stat().st_size:,} bytes are too many for the package")
+        detector = load_detector(half)
+        report = evaluate(detector, VOCDataset(data, split, detector.class_names), coco=False)
+        figures = {
+            "voc07_map": round(report.voc07_map, 4),
+            "pictures": report.pictures,
+            "data": f"{name} ({split})",
+            "trained_on": config["pictures"],
+            "epochs": config["hyperparameters"]["epochs"],
+            "weights": detector.count_params(),
+        }
+        shutil.copy(half, assets / "photos.keras")
+        write_json(assets / "photos.json", figures)
+    print(
+        f"{report}\n{assets / 'photos.keras'}: {(assets / 'photos.keras').stat().st_size:,} bytes, {figures}"
+    )
+
+
 if __name__ == "__main__":
     command = sys.argv[1] if len(sys.argv) > 1 else "check"
     if command == "check":
@@ -530,5 +566,7 @@ if __name__ == "__main__":
         constraints()
     elif command == "result":
         result(*sys.argv[2:])
+    elif command == "carry":
+        carry(*sys.argv[2:])
     else:
-        sys.exit(f"unknown command {command!r}; one of check, docs, readme, constraints, result")
+        sys.exit(f"unknown command {command!r}; one of check, docs, readme, constraints, result, carry")

@@ -10,7 +10,7 @@ import torchvision_reference as reference
 from helpers import Server, numpy
 from test_commands import fails
 
-from retinanet_nb import cli, weights
+from retinanet_nb import cli, model_files, weights
 from retinanet_nb.__main__ import main
 from retinanet_nb.model_files import ARCHITECTURE, class_names_of, hyperparameters_of
 from retinanet_nb.retinanet import read_model
@@ -133,8 +133,9 @@ def test_nothing_is_fetched_for_a_folder_that_is_not_there(served, capsys, monke
 
 @pytest.mark.parametrize("words", [["photo.jpg"], ["a b.png", "c.png"], ["film.mp4"], ["photographs"]])
 def test_a_detector_that_is_not_named(capsys, photographs, monkeypatch, tmp_path, words):
-    "The sentence says which ones there are, with a line that can be copied."
+    "Where none is carried, the sentence says which ones there are, with a line that can be copied."
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model_files, "ASSETS", tmp_path / "nowhere")
     error = fails(capsys, cli.retinanet_detect, words[0], words[1:])
     quoted = f"'{words[0]}'" if " " in words[0] else words[0]
     assert f"retinanet_detect coco {quoted}" in error and "shapes" in error and "MB" in error

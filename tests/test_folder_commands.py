@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from retinanet_nb import cli, cli_train
 from retinanet_nb.hyperparameters import PRESETS
+from retinanet_nb.model_files import carried_file
 from retinanet_nb.shapes import make_shapes
 from test_commands import CARRIED, fails, foreign, stub  # noqa: F401
 
@@ -66,7 +68,9 @@ def test_nothing_but_a_folder(capsys, asked, flat, monkeypatch):
     h, tiny = asked["h"], PRESETS["tiny"]
     assert (len(asked["dataset"]) + len(asked["validation"]), h.backbone) == (20, "tiny")
     assert (
-        h.weights == str(cli.CARRIED) and h.anchors == tiny.anchors and h.learning_rate == tiny.learning_rate
+        h.weights == str(carried_file("shapes"))
+        and h.anchors == tiny.anchors
+        and h.learning_rate == tiny.learning_rate
     )
     assert h.image_size[0] < h.image_size[1] and all(side % 32 == 0 for side in h.image_size)
     assert (h.epochs, h.batch_size) == (60, 2) and h.scale_jitter == (0.8, 1.2)
@@ -90,11 +94,32 @@ def test_a_graphics_card_and_whatever_is_named(capsys, asked, flat, monkeypatch)
     ):
         assert "proposed" not in train(capsys, flat, **said)
         h = asked["h"]
-        assert h.image_size == (
-            (160, 160) if "backbone" not in said and "weights" not in said else (512, 512)
-        )
-    assert h.weights == str(cli.CARRIED) and h.backbone == "tiny"  # what the file brings along
+        sizes = {"backbone": (512, 512), "weights": (192, 256)}
+        assert h.image_size == sizes.get(next(iter(said)), (160, 160))
+    assert h.weights == str(carried_file("shapes")) and h.backbone == "tiny"  # what the file brings along
     assert "proposed: canvas" in train(capsys, flat, preset="tiny", auto=True)
+
+
+def test_weights_bring_their_canvas(capsys, asked, flat, monkeypatch):
+    "That of the file's card, as far as the usual picture fills it and the machine bears it, unless one is named."
+    card = PRESETS["fine-tune"].replace(image_size=(1024, 1024))
+    monkeypatch.setattr("retinanet_nb.model_files.hyperparameters_of", lambda path: card)
+    records = [SimpleNamespace(height=h, width=w) for h, w in ((480, 640), (480, 640), (10, 9000))]
+    for gpu, size in ((True, (768, 1024)), (False, (448, 576))):
+        canvas, why = cli_train._canvas_for_weights(records, card.image_size, gpu)
+        assert canvas == size and why.startswith("weights trained at 1024×1024")
+        assert ("no graphics card" in why) == (not gpu)
+        monkeypatch.setattr(cli_train, "_has_gpu", lambda gpu=gpu: gpu)
+        for words in ({}, {"preset": "fine-tune"}):
+            out = train(capsys, flat, weights="shapes", **words)
+            # pictures of 96×128 are not enlarged beyond twice their size
+            assert asked["h"].image_size == (192, 256) and "canvas 192×256" in out and why in out
+    for words in ({"image_size": "64"}, {"set": "image_size=[64,64]"}):
+        assert "trained at" not in train(capsys, flat, weights="shapes", **words)
+        assert asked["h"].image_size == (64, 64)
+    assert "trained at" not in train(capsys, flat, weights="shapes", preset="tiny")
+    assert "trained at" not in train(capsys, flat, weights="imagenet")
+    assert asked["h"].image_size == (512, 512)
 
 
 @pytest.mark.parametrize("text, count", [("0.25", 5), ("25%", 5), ("none", 0), ("0.5", 10)])
