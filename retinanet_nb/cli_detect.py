@@ -643,7 +643,7 @@ def _model_and_words(model, images):
     )
     return "photos", [model, *images]
 
-
+# %% ../nbs/10b_cli_detect.ipynb #5e0ca035
 def _told_photos(figures):
     "The carried detector of photographs in half a sentence."
     text = "the carried one of photographs is taken"
@@ -653,6 +653,15 @@ def _told_photos(figures):
         f"{text} (photos, VOC07 mAP {figures['voc07_map']:.2f} on the"
         f" {figures['pictures']} pictures of {figures['data']})"
     )
+
+
+def _check_only_json(only_json, show, images):
+    "Raise `ValueError` where --only_json goes with something to look at."
+    if only_json and (show or any(map(_is_video, images))):
+        raise ValueError(
+            "--only_json leaves out what there would be to look at: it goes with"
+            " pictures, not with a video, a camera or --show"
+        )
 
 # %% ../nbs/10b_cli_detect.ipynb #e23329df
 #| code-fold: true

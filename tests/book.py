@@ -6,7 +6,7 @@
 - `readme(root)`: the text of README.md and its pictures, from `nbs/index.ipynb`.
 - `constraints(root)`: the installed versions, without local paths.
 - `result(name, run, report, …)`: what the chapter of results keeps of a run, `nbs/results/NAME.json`.
-- `carry(run, data, split, name)`: a run's detector becomes the one of photographs that the package carries, with its figures.
+- `carry(path, data, split, name)`: the detector in a file becomes the one of photographs that the package carries, with its figures.
 """
 
 import ast
@@ -519,18 +519,17 @@ def result(name, run, report, machine, minutes, *commands, root=ROOT):
 MOST_CARRIED = 12_000_000  # bytes of a detector that comes with the package
 
 
-def carry(run, data, split="val", name="Pascal VOC 2007", root=ROOT):
-    "Make a run's detector the one of photographs that the package carries: in half precision, and measured so on pictures that it did not learn from."
+def carry(path, data, split="val", name="Pascal VOC 2007", root=ROOT):
+    "Make the detector in a file the one of photographs that the package carries: in half precision, and measured so on pictures that it did not learn from."
     from retinanet_nb.evaluation import evaluate
     from retinanet_nb.files import write_json
     from retinanet_nb.model_files import save_half
     from retinanet_nb.retinanet_box import load_detector
     from retinanet_nb.voc import VOCDataset
 
-    run, assets = Path(run), Path(root) / "retinanet_nb/assets"
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    assets = Path(root) / "retinanet_nb/assets"
     with tempfile.TemporaryDirectory() as folder:
-        half = save_half(load_detector(run / "detector.keras"), Path(folder) / "photos.keras")
+        half = save_half(load_detector(path), Path(folder) / "photos.keras")
         if half.stat().st_size > MOST_CARRIED:
             sys.exit(f"{half.stat().st_size:,} bytes are too many for the package")
         detector = load_detector(half)
@@ -539,8 +538,6 @@ def carry(run, data, split="val", name="Pascal VOC 2007", root=ROOT):
             "voc07_map": round(report.voc07_map, 4),
             "pictures": report.pictures,
             "data": f"{name} ({split})",
-            "trained_on": config["pictures"],
-            "epochs": config["hyperparameters"]["epochs"],
             "weights": detector.count_params(),
         }
         shutil.copy(half, assets / "photos.keras")
