@@ -30,21 +30,13 @@ LIMIT = 400  # seconds for one attempt; a machine that needs more has other trou
 
 def settings(**changes):
     "Of a network that is small, and has of all that a state must hold: averages, BatchNorm, a schedule, dropout."
-    import keras
+    from helpers import short_backbone
 
-    from retinanet_nb import resnet50
     from retinanet_nb.hyperparameters import AnchorParameters, HyperParameters
 
-    def dropping(**kwargs):
-        body = resnet50.residual_network(**kwargs)
-        out = keras.layers.Dropout(0.2, name="c5_dropped")(body.get_layer("c5").output)
-        return keras.Model(body.input, out)
-
-    layers = ("c1", "c2", "c3", "c4", "c5_dropped")
-    resnet50.BACKBONES["tiny"] = resnet50.Backbone(dropping, "tf", layers)
     return HyperParameters(
         **{
-            "backbone": "tiny",
+            "backbone": short_backbone(dropout=0.2),
             "feature_size": 16,
             "subnet_depth": 1,
             "image_size": (96, 96),

@@ -20,7 +20,7 @@ if sys.argv[1] != "tensorflow":
 import numpy as np
 import retinanet_nb.retinanet_box as rb
 import keras
-from helpers import drawn, excite, small
+from helpers import drawn, excite, short_backbone, small
 from retinanet_nb.anchors import anchors_for_shape
 from retinanet_nb.losses import focal_loss, smooth_l1_loss
 from retinanet_nb.retinanet import retinanet_model
@@ -45,7 +45,7 @@ for whole, half in zip(written.weights, rb.load_detector(folder + "/half.keras")
 
 # training: the targets of a batch as arrays, both losses by their names
 keras.utils.set_random_seed(0)
-hp = small(feature_size=16, image_size=(64, 64))
+hp = small(backbone=short_backbone(), feature_size=16, image_size=(64, 64))
 model = retinanet_model(2, hp, class_names=("red", "blue"))
 images, boxes, labels = drawn(8, (64, 64), seed=1)
 deltas, classes = assign_targets(anchors_for_shape((64, 64)), boxes, labels, negative_overlap=0.4, positive_overlap=0.5, force_match=True, std=hp.box_std)
@@ -125,6 +125,7 @@ import sys
 sys.modules["tensorflow"] = None
 import keras
 import numpy as np
+from helpers import short_backbone
 from retinanet_nb.hyperparameters import HyperParameters
 from retinanet_nb.retinanet import read_model
 from retinanet_nb.shapes import make_shapes
@@ -133,7 +134,7 @@ from retinanet_nb.voc import VOCDataset
 engine, folder = sys.argv[1:]
 assert keras.backend.backend() == engine
 data = make_shapes(folder + "/shapes", train=12, val=2, test=1, size=(96, 96), seed=3)
-h = HyperParameters(backbone="tiny", feature_size=16, subnet_depth=1, image_size=(96, 96), optimizer="adamw", learning_rate=1e-3, schedule="cosine",
+h = HyperParameters(backbone=short_backbone(), feature_size=16, subnet_depth=1, image_size=(96, 96), optimizer="adamw", learning_rate=1e-3, schedule="cosine",
                     batch_norm_momentum=0.9, ema_momentum=0.9, epochs=2)
 sets = VOCDataset(data, "train"), h, VOCDataset(data, "val")
 

@@ -17,9 +17,16 @@ from retinanet_nb.targets import Matcher
 from retinanet_nb.training import RetinaNetTrainer, train
 from retinanet_nb.voc import VOCDataset
 
-from helpers import small
+from helpers import short_backbone, small
 
-FAST = small(image_size=(64, 64), feature_size=16, batch_norm_momentum=0.9, batch_size=4, epochs=2)
+FAST = small(
+    backbone=short_backbone(),
+    image_size=(64, 64),
+    feature_size=16,
+    batch_norm_momentum=0.9,
+    batch_size=4,
+    epochs=2,
+)
 
 
 @pytest.fixture(scope="module")

@@ -572,3 +572,13 @@ def test_merge_driver_merges_by_cells(tmp_path):
     assert merged.returncode == 1
     sources = [book.source(c) for c in book.read(page)["cells"]]
     assert "x = 100" in sources and "x = 200" in sources and any("<<<<<<<" in s for s in sources)
+
+
+def test_what_begins_early_is_there():
+    from conftest import LONG
+
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    for name in LONG:
+        function, _, rest = name.partition("[")
+        assert f"def {function}(" in source, name
+        assert function != "test_notebook_runs" or (ROOT / "nbs" / rest.removesuffix("]")).is_file(), name
