@@ -1,15 +1,19 @@
 """Augmentation: boxes follow their pictures exactly, what is off by default changes nothing, and chance has an address."""
 
+import inspect
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from retinanet_nb import augmentation
 from retinanet_nb.augmentation import (
     Transform,
     check_example,
     crop_around,
     flip_horizontally,
     flip_vertically,
+    jitter_color,
     mosaic,
     mosaic_cells,
     turn,
@@ -334,3 +338,211 @@ def test_a_picture_shown_twice_is_varied_twice_and_resumes(pictures):  # noqa: F
     for wrong in ([1.0] * 10, [1.0] * 10 + [-1], [0.0] * 11, [np.nan] * 11):
         with pytest.raises(ValueError, match="weights must be 11 numbers"):
             train_generator(pictures, HP, 3, weights=wrong)
+
+
+# --- by hand ------------------------------------------------------------------------------------------------------------
+
+
+WIDE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+
+
+def test_flips_and_turns_by_hand():
+    boxes = np.array([[10, 5, 20, 15], [0, 30, 60, 40]])
+    image, moved = flip_vertically(WIDE, boxes)
+    np.testing.assert_array_equal(image, WIDE[::-1])
+    assert moved.tolist() == [[10, 25, 20, 35], [0, 0, 60, 10]]
+    one, three = [[5, 40, 15, 50], [30, 0, 40, 60]], [[25, 10, 35, 20], [0, 0, 10, 60]]
+    views = [boxes.tolist(), one, [[40, 25, 50, 35], [0, 0, 60, 10]], three]
+    for quarters in range(-4, 10):
+        image, moved = turn(WIDE, boxes, quarters)
+        np.testing.assert_array_equal(image, np.rot90(WIDE, quarters % 4))
+        assert moved.tolist() == views[quarters % 4]
+
+
+def test_colours_by_hand():
+    """Each of the three alone, and all together, against the sums in float64."""
+    picture = np.array([[[100, 50, 200], [20, 90, 10]]], np.uint8)
+    grey = picture.astype(float) @ [0.299, 0.587, 0.114]  # 82.05 and 59.95, their mean is 71
+    for brightness, contrast, saturation in (
+        (1.2, 1, 1),
+        (1, 0.5, 1),
+        (1, 1, 0.25),
+        (1, 1, 0),
+        (0.9, 1.3, 1.4),
+    ):
+        own = saturation * picture + (1 - saturation) * grey[..., None]
+        expected = np.clip(brightness * (contrast * own + (1 - contrast) * grey.mean()), 0, 255)
+        given = dict(brightness=brightness, contrast=contrast, saturation=saturation)
+        found = jitter_color(picture, **{k: v for k, v in given.items() if v != 1})
+        assert found.dtype == np.uint8 and found.shape == picture.shape
+        np.testing.assert_allclose(found, expected, rtol=0, atol=0.88)
+
+
+@pytest.mark.parametrize(
+    "size, low, high, share, at, found",
+    [
+        (100, 10.6, 30.2, 0, 0, (10, 21)),  # whole pixels, all of the object
+        (100, 10.6, 30.2, 0, 1, (10, 21)),
+        (100, 40, 50, 0.3, 0, (20, 30)),  # as far left as holds it, half way, and as far right
+        (100, 40, 50, 0.3, 0.5, (30, 30)),
+        (100, 40, 50, 0.3, 1, (40, 30)),
+        (100, 5, 20, 0.5, 0, (0, 50)),  # the picture begins here
+        (100, 5, 20, 0.5, 1, (5, 50)),
+        (100, 90, 95, 0.5, 0, (45, 50)),  # and ends here
+        (100, 90, 95, 0.5, 1, (50, 50)),
+        (100, -5, 20, 0, 0, (0, 20)),  # an object that sticks out
+        (100, 80, 130, 0, 1, (80, 20)),
+        (10, 2, 4, 1.5, 1, (0, 10)),  # more than all is all
+        (100, 100, 0, 0, 0.5, (50, 1)),  # no object; a pixel at least
+        (100, 100, 0, 0.304, 1, (70, 30)),
+    ],
+)
+def test_windows_by_hand(size, low, high, share, at, found):
+    assert augmentation._window(size, low, high, share, at) == found
+
+
+def test_a_crop_by_hand():
+    boxes = [[5.5, 2, 30, 20], [40, 30, 60, 40], [12, 14, 12.5, 14.5], [20, 10, 20, 25], [5, 5, 25, 15]]
+    part, moved, seen = crop_around(WIDE, boxes)  # half of it, from the middle, whatever is there
+    np.testing.assert_array_equal(part, WIDE[10:30, 15:45])
+    assert part.flags["C_CONTIGUOUS"] and moved.dtype == seen.dtype == np.float32
+    assert moved.tolist() == [[0, 0, 15, 10], [25, 20, 30, 20], [0, 4, 0, 4.5], [5, 0, 5, 15], [0, 0, 10, 5]]
+    np.testing.assert_allclose(seen, [150 / 441, 0, 0, 0, 0.25], rtol=1e-6)
+    # down before right, the object whole, others cut
+    part, moved, seen = crop_around(WIDE, boxes, 2, (0.25, 0.5), (0.0, 1.0))
+    np.testing.assert_array_equal(part, WIDE[5:15, 12:42])
+    assert moved.tolist()[2] == [0, 9, 0.5, 9.5] and seen[2] == 1  # a quarter of a pixel, and all of it
+    assert moved.tolist()[4] == [0, 0, 13, 10] and seen[4] == np.float32(130 / 200)
+    # an object that is larger than what was asked for
+    part, moved, seen = crop_around(WIDE, boxes, 0, (0.1, 0.1), (0.0, 0.0))
+    np.testing.assert_array_equal(part, WIDE[2:20, 5:30])
+    assert moved.tolist()[0] == [0.5, 0, 25, 18] and seen[0] == 1
+    for keep in (None, 0):  # a box given as a list of one, and boxes in other types
+        part, moved, seen = crop_around(WIDE, np.array([[5, 2, 30, 20]], np.uint8), keep, (1, 1))
+        assert part.shape == WIDE.shape and moved.tolist() == [[5, 2, 30, 20]] and seen.tolist() == [1]
+    rng = np.random.default_rng(3)
+    fine = np.sort(rng.uniform(0, 40, (50, 2, 2)), 1).reshape(50, 4)
+    for one, two in zip(crop_around(WIDE, fine, 7), crop_around(WIDE, fine.astype(np.float32), 7)):
+        np.testing.assert_array_equal(one, two)
+    defaults = {k: v.default for k, v in inspect.signature(crop_around).parameters.items()}
+    assert (defaults["keep"], defaults["share"], defaults["at"]) == (None, (0.5, 0.5), (0.5, 0.5))
+
+
+def test_cells_and_a_mosaic_by_hand():
+    assert mosaic_cells((10, 20), (0.3, 0.45)) == [(0, 0, 3, 9), (0, 9, 3, 11), (3, 0, 7, 9), (3, 9, 7, 11)]
+    assert mosaic_cells((10, 20), (0, 1)) == [(0, 0, 1, 19), (0, 19, 1, 1), (1, 0, 9, 19), (1, 19, 9, 1)]
+    cells = mosaic_cells((10, 20), (0.3, 0.45))
+    parts = [np.full((h, w, 3), n, np.uint8) for n, (_, _, h, w) in enumerate(cells)]
+    boxes = [[[0.1, 0.2, 3.7, 2.9]], [], [[1, 1, 2, 2], [0, 0, 9, 7]], [[2, 3, 11, 7]]]
+    labels = [[4], [], [1, 0], [2]]
+    canvas, moved, names = mosaic(list(zip(parts, boxes, labels)), cells)
+    assert canvas.shape == (10, 20, 3) and canvas.dtype == np.uint8
+    for n, (y, x, h, w) in enumerate(cells):
+        assert (canvas[y : y + h, x : x + w] == n).all()
+    expected = [[0.1, 0.2, 3.7, 2.9], [1, 4, 2, 5], [0, 3, 9, 10], [11, 6, 20, 10]]
+    assert moved.dtype == np.float32 and moved.tolist() == np.float32(expected).tolist()
+    assert names.dtype == np.int32 and names.tolist() == [4, 1, 0, 2]
+    with pytest.raises(ValueError, match="shorter"):
+        mosaic(list(zip(parts, boxes, labels))[:3], cells)
+    rng = np.random.default_rng(4)
+    fine = [rng.uniform(0, 3, (40, 4)) for _ in range(4)]
+    one, two = (
+        mosaic([(p, b.astype(kind), np.zeros(40)) for p, b in zip(parts, fine)], cells)[1]
+        for kind in (np.float64, np.float32)
+    )
+    np.testing.assert_array_equal(one, two)  # as if they had come from the data set
+
+
+def test_without_limits_everything_that_makes_sense_is_accepted():
+    for count in (1, 3):
+        boxes, labels = np.tile(GOOD[1], (count, 1)), np.full(count, 1000, np.uint16)
+        found = check_example([GOOD[0], boxes, labels])
+        assert found[2].tolist() == [1000] * count and found[1].tolist() == [[1, 2, 30, 20]] * count
+        assert len(check_example((GOOD[0], boxes, labels), most=count)[2]) == count
+    with pytest.raises(
+        ValueError, match="returned 3 objects, and no picture of the data set has more than 2:"
+    ):
+        check_example((GOOD[0], boxes, labels), most=2)
+    empty = check_example((GOOD[0], [], []))
+    assert empty[1].dtype == np.float32 and empty[2].dtype == np.int32
+    for corner in ([0, 0, 5, 5], [25, 15, 30, 20], [-0.01, -0.01, 30, 20]):  # a hundredth is rounding
+        (box,) = check_example((GOOD[0], [corner], [0]))[1].tolist()
+        assert box == np.clip(corner, 0, [30, 20, 30, 20]).tolist()
+    assert check_example((GOOD[0], np.array([[1, 2, 30, 20]], np.uint8), [0]))[1].tolist() == [[1, 2, 30, 20]]
+
+
+IMAGE = "transform must return an image (h, w, 3) of uint8, not "
+PLACE = "transform returned the box ({}), {} a picture 30 wide and 20 high"
+
+
+@pytest.mark.parametrize(
+    "example, why",
+    [
+        (None, "transform must return image, boxes, labels, not NoneType"),
+        ("abc", "transform must return image, boxes, labels, not str"),
+        (GOOD[:2], "transform must return image, boxes, labels, not 2 values"),
+        (np.zeros((3, 4)), "transform must return image, boxes, labels, not (3, 4) of float64"),
+        ((GOOD[0].astype(float), *GOOD[1:]), IMAGE + "(20, 30, 3) of float64"),
+        ((GOOD[0][..., 0], *GOOD[1:]), IMAGE + "(20, 30) of uint8"),
+        ((GOOD[0][None], *GOOD[1:]), IMAGE + "(1, 20, 30, 3) of uint8"),
+        ((GOOD[0][..., [0, 1, 2, 0]], *GOOD[1:]), IMAGE + "(20, 30, 4) of uint8"),
+        ((GOOD[0][:, :, None], *GOOD[1:]), IMAGE + "(20, 30, 1, 3) of uint8"),
+        ((GOOD[0], GOOD[1][0], [0]), "transform must return boxes (n, 4) in numbers, not (4,) of float64"),
+        ((GOOD[0], GOOD[1][None], [0]), "transform must return boxes (n, 4) in numbers, not (1, 1, 4) of float64"),
+        ((GOOD[0], [[1, 2, 3]], [0]), "transform must return boxes (n, 4) in numbers, not (1, 3) of int64"),
+        ((GOOD[0], GOOD[1] > 1, [0]), "transform must return boxes (n, 4) in numbers, not (1, 4) of bool"),
+        ((GOOD[0], [[1, 2, 3, np.nan]], [0]), "transform returned a box that isn't finite"),
+        ((GOOD[0], [[1, 2, 3, 4], [-0.02, 2, 3, 4]], [0, 0]), PLACE.format("-0.02, 2, 3, 4", "outside")),
+        ((GOOD[0], [[1, 2, 3, 4], [1, 2, 30.5, 4]], [0, 0]), PLACE.format("1, 2, 30.5, 4", "outside")),
+        ((GOOD[0], [[1, 2, 3, 4]] * 2 + [[5, 2, 5, 4]], [0] * 3), PLACE.format("5, 2, 5, 4", "without area in")),
+        ((GOOD[0], [[1, 2, 3, 4], [5, 6, 7, 6]], [0, 0]), PLACE.format("5, 6, 7, 6", "without area in")),
+        ((GOOD[0], GOOD[1], []), "transform must return a label for each of 1 boxes, not (0,) of float64"),
+        ((GOOD[0], GOOD[1], [[0]]), "transform must return a label for each of 1 boxes, not (1, 1) of int64"),
+        ((GOOD[0], [[1, 2, 3, 4]] * 2, [0, 5]), "transform returned the label 5, and the classes have labels from 0 to 4"),
+    ],
+)  # fmt: skip
+def test_the_very_words_of_what_is_refused(example, why):
+    with pytest.raises(ValueError) as error:
+        check_example(example, classes=5)
+    assert str(error.value) == why
+
+
+def test_a_transform_is_asked_twice_at_first_and_once_later():
+    calls = []
+
+    class Asked:
+        def __call__(self, image, boxes, labels, rng):
+            calls.append(rng.random())
+            image[:], boxes[:], labels[:] = 1, 2, 3  # copies, to do with as it likes
+            return GOOD
+
+    transform = Transform(Asked())
+    assert (transform.name, transform.classes, transform.most) == ("Asked", None, None)
+    assert Transform(shifted, 3, 4).name == "shifted"
+    image, boxes, labels = np.zeros((4, 4, 3), np.uint8), np.zeros((1, 4)), np.zeros(1, int)
+    with pytest.raises(TypeError, match="^transform must be a function of .* not a str$"):
+        Transform("flip")
+    with pytest.raises(ValueError, match="^Asked returned the label 0, "):
+        Transform(Asked(), classes=0)(*GOOD, (0,))
+    for address, asked in (((5, 1), 2), ((5, 2), 1), ((5, 3), 1)):
+        calls.clear()
+        transform(image, boxes, labels, address)
+        assert calls == [np.random.default_rng(address).random()] * asked
+    assert not image.any() and not boxes.any() and not labels.any()
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_one_part_that_differs_is_enough(part):
+    count = iter(range(9))
+
+    def moody(*example):
+        answer = [np.array(x) for x in GOOD]
+        n = next(count)
+        if part == 1:
+            answer[1][0, 0] = n
+        else:
+            answer[part] = answer[part] + answer[part].dtype.type(n)
+        return tuple(answer)
+
+    with pytest.raises(ValueError, match="^moody gave another answer when asked again"):
+        Transform(moody)(*GOOD, (0,))

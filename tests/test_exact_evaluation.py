@@ -710,3 +710,25 @@ def test_types_that_come_in_change_no_figure():
         evaluation.match_detections([found(3)], [record()], 2)
     for kind, number in ((np.float16, 2049), (np.float32, 20_000_001)):  # numbers that the type doesn't have
         assert evaluation.average_precision(np.ones(1, kind), [1], "voc07", number) == 1
+
+
+def test_of_many_equal_scores_the_first_given_hits():
+    """An unstable sort of so many would show."""
+    rng = np.random.default_rng(1)
+    n, m = 400, 10
+    score, best = rng.choice([0.5, 0.9], n), rng.integers(0, m, n)
+    zeros = np.zeros(max(n, m), np.int32)
+    made = evaluation.Matches(
+        zeros[:n],
+        zeros[:n],
+        score,
+        best.astype(np.int32),
+        np.ones(n),
+        zeros[:m],
+        zeros[:m],
+        np.zeros(m, bool),
+    )
+    expected = np.zeros(n, int)
+    for k in range(m):
+        expected[np.flatnonzero((best == k) & (score == 0.9))[0]] = 1
+    assert evaluation.judge(made, 0.5).tolist() == expected.tolist()

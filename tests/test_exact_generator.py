@@ -9,6 +9,14 @@ import pytest
 from PIL import Image
 
 from retinanet_nb import generator as module
+from retinanet_nb.augmentation import (
+    crop_around,
+    flip_horizontally,
+    flip_vertically,
+    mosaic,
+    mosaic_cells,
+    turn,
+)
 from retinanet_nb.generator import (
     MAX_BATCH_BYTES,
     BatchMaker,
@@ -16,6 +24,7 @@ from retinanet_nb.generator import (
     Shelf,
     jitter_color,
     make_example,
+    repeat_factors,
     train_generator,
     zoom_to_canvas,
 )
@@ -412,3 +421,252 @@ def test_files_of_another_epoch_and_what_keras_asks(data):
     assert generator.shelf._pool is not None
     generator.close()
     assert generator.shelf._pool is None
+
+
+# --- flips, turns and crops, as their numbers have it -------------------------------------------------------------------
+
+
+BOXES = np.array([[10, 5, 20, 15], [30, 20, 55, 38]], np.float32)
+
+
+def is_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_picture_is_laid_as_three_numbers_have_it():
+    none = HyperParameters(flip=0.0, vertical_flip=0.0)
+    both = none.replace(flip=0.5, vertical_flip=0.25)
+    plain, lower = (PICTURE, BOXES), flip_vertically(PICTURE, BOXES)
+    # at nought never, even where the number is nought; below the probability, not at it
+    for hp, luck, more, expected in (
+        (none, 0.0, (0.0, 0.9), plain),
+        (both, 0.5, (0.25, 0.9), plain),
+        (both, 0.49, (0.25, 0.9), flip_horizontally(PICTURE, BOXES)),
+        (both, 0.5, (0.24, 0.9), lower),
+        (both, 0.49, (0.24, 0.9), flip_horizontally(*lower)),
+    ):
+        is_same(module._laid(PICTURE, BOXES, hp, luck, more), expected)
+    turning = none.replace(quarter_turns=True)
+    for number, quarters in ((0.0, 0), (0.24, 0), (0.25, 1), (0.49, 1), (0.5, 2), (0.75, 3), (0.999, 3)):
+        laid = module._laid(PICTURE, BOXES, turning, 0.5, (0.5, number))
+        is_same(laid, turn(PICTURE, BOXES, quarters))
+    # turned last: a quarter after a mirror is not a mirror after a quarter
+    laid = module._laid(PICTURE, BOXES, both.replace(quarter_turns=True), 0.0, (0.5, 0.3))
+    is_same(laid, turn(*flip_horizontally(PICTURE, BOXES), 1))
+
+
+def test_a_picture_is_cropped_as_six_numbers_have_it():
+    assert module.CROP_SIDES == 0.4
+    luck = np.array([0.3, 0.6, 0.0, 0.5, 0.25, 1.0])
+    for never in (
+        0.0,
+        0.3,
+    ):  # below the probability, not at it; the other numbers are drawn and not looked at
+        image, boxes, seen = module._cropped(PICTURE, BOXES, never, luck)
+        assert image is PICTURE and boxes is BOXES and seen == 1.0
+    is_same(module._cropped(PICTURE, BOXES, 0.0, 0 * luck), (PICTURE, BOXES, 1.0))
+    for number, keep in ((0.0, 0), (0.49, 0), (0.5, 1), (0.99, 1)):
+        luck[1] = number
+        expected = crop_around(PICTURE, BOXES, keep, (0.4, 0.7), (0.25, 1.0))
+        is_same(module._cropped(PICTURE, BOXES, 0.31, luck), expected)
+    part, boxes, seen = module._cropped(PICTURE, BOXES[:0], 0.31, luck)  # without an object, anywhere
+    assert part.shape == (16, 42, 3) and boxes.shape == (0, 4) and seen.shape == (0,)
+    np.testing.assert_array_equal(part, PICTURE[6:22, 18:60])
+    luck[2:4] = 1.0, 1.0
+    assert module._cropped(PICTURE, BOXES, 1.0, luck)[0].shape == PICTURE.shape
+
+
+def test_what_make_example_hands_on(monkeypatch):
+    """Two numbers to the laying, six to the crop, its probability and its shares; of the objects both shares count."""
+    asked = []
+
+    class Numbered:
+        "Every number another one."
+
+        def __init__(self):
+            self.rng = np.random.default_rng(5)
+
+        def random(self, n=None):
+            return self.rng.random(n)
+
+        def uniform(self, low, high, n):
+            return self.rng.uniform(low, high, n)
+
+    hp = HyperParameters(image_size=(40, 60), crop=0.7)
+    rng = Numbered()
+    luck, _ = rng.random(), rng.random()
+    _, _, two, six = rng.random(2), rng.uniform(-1, 1, 3), rng.random(2), rng.random(6)
+    monkeypatch.setattr(module, "_laid", lambda *given: asked.append(given) or (PICTURE, BOXES))
+    cropped = PICTURE, BOXES, np.array([0.5, 0.6])
+    monkeypatch.setattr(module, "_cropped", lambda *given: asked.append(given) or cropped)
+    monkeypatch.setattr(module, "zoom_to_canvas", lambda i, b, *_: (i, b, np.array([0.6, 0.49])))
+    _, boxes, labels = make_example(PICTURE, BOXES, [1, 2], hp, Numbered())
+    (_, _, options, drawn, more), (image, _, probability, numbers) = asked
+    assert options is hp and drawn == luck and more.tolist() == two.tolist()
+    assert image is PICTURE and probability == 0.7 and numbers.tolist() == six.tolist()
+    assert labels.tolist() == [1] and boxes.tolist() == BOXES[:1].tolist()  # 0.3 and 0.294
+
+
+# --- where the luck of a picture comes from -----------------------------------------------------------------------------
+
+
+class Told(BatchMaker):
+    "Notes which pictures are asked for, by which addresses, on which canvas."
+
+    def single(self, j, address, hyperparameters):
+        self.__dict__.setdefault("told", []).append((j, address, hyperparameters.image_size))
+        H, W = hyperparameters.image_size
+        return np.full((H, W, 3), j, np.uint8), np.array([[0, 0, 1, 1]]), np.array([j])
+
+
+@pytest.mark.parametrize(
+    "again, address", [(None, (7, 4, 2)), (0, (7, 4, 2)), (1, (7, 4, 2, 3, 1)), (5, (7, 4, 2, 3, 5))]
+)
+def test_addresses_of_pictures_alone(data, again, address):
+    rest = () if again is None else (np.int64(again),)
+    for mosaics, augment in ((0.0, True), (1.0, False)):
+        maker = Told(data, HP.replace(mosaic=mosaics), augment, 7)
+        image, boxes, labels = maker.example(2, 4, *rest)
+        assert maker.told == [(2, address, (40, 60))] and labels.tolist() == [2]
+        assert all(type(number) is int for number in maker.told[0][1])
+    assert inspect.signature(BatchMaker.example).parameters["again"].default == 0
+    assert inspect.signature(BatchMaker.batch).parameters["repeats"].default is None
+
+
+@pytest.mark.parametrize("again, address", [(0, (7, 4, 2)), (3, (7, 4, 2, 3, 3))])
+def test_addresses_of_the_four_of_a_mosaic(data, again, address):
+    assert module.MOSAIC_CUT == (0.3, 0.7)
+    rng = np.random.default_rng((*address, 2))
+    luck, cut, others = rng.random(), rng.uniform(0.3, 0.7, 2), rng.integers(6, size=3)
+    cells = mosaic_cells((40, 60), cut)
+    four = [2, *others.tolist()]
+    maker = Told(data, HP.replace(mosaic=1.0), True, 7)
+    canvas, boxes, labels = maker.example(2, 4, again)
+    assert maker.told == [(j, (*address, 2, n), cells[n][2:]) for n, j in enumerate(four)]
+    parts = [(np.full((*cell[2:], 3), j, np.uint8), [[0, 0, 1, 1]], [j]) for j, cell in zip(four, cells)]
+    is_same((canvas, boxes, labels), mosaic(parts, cells))
+    # below the probability, not at it
+    for probability, made in ((luck, 1), (np.nextafter(luck, 1), 4)):
+        maker = Told(data, HP.replace(mosaic=float(probability)), True, 7)
+        maker.example(2, 4, again)
+        assert len(maker.told) == made
+    # and the luck of the picture alone is that without mosaics
+    maker = Told(data, HP.replace(mosaic=float(luck)), True, 7)
+    maker.example(2, 4, again)
+    assert maker.told == [(2, address, (40, 60))]
+
+
+def test_a_picture_takes_its_luck_from_its_address_and_a_transform_from_another(data):
+    drawn = []
+
+    def transform(image, boxes, labels, rng):
+        drawn.append(rng.random())
+        return image, boxes, labels
+
+    maker = BatchMaker(data, HP, True, 7, transform)
+    maker.single(0, (9,), HP)  # its first picture is asked for twice
+    drawn.clear()
+    canvas, boxes, labels = maker.single(3, (7, 4, 3), HP)
+    assert drawn == [np.random.default_rng((7, 4, 3, 1)).random()]
+    expected = make_example(np.roll(PICTURE, 3, 0), *maker.targets[3], HP, np.random.default_rng((7, 4, 3)))
+    is_same((canvas, boxes, labels), expected)
+    drawn.clear()
+    still = BatchMaker(data, HP, False, 7, transform).single(3, (7, 4, 3), HP)
+    is_same(still, make_example(np.roll(PICTURE, 3, 0), *maker.targets[3], HP))
+    assert not drawn and maker.transform.classes == 1 and maker.transform.most == 1
+
+
+def test_room_for_the_objects_of_a_batch(data):
+    mosaics = HP.replace(mosaic=0.5)
+    for hp, augment, room in ((HP, True, 1), (HP, False, 1), (mosaics, True, 4), (mosaics, False, 1)):
+        assert BatchMaker(data, hp, augment).max_objects == room
+    maker = BatchMaker(data, mosaics, True, transform=lambda *example: example[:3])
+    assert maker.transform.most == 1  # of each of the four
+    nameless = BatchMaker(list(data), HP, True, transform=lambda *example: example[:3])
+    assert nameless.transform.classes is None
+
+
+def test_how_often_a_picture_came_before_reaches_it(data):
+    maker = Told(data, HP, True, 7)
+    images, targets = maker.batch(np.array([1, 4, 1]), 2, np.array([0, 0, 1]))
+    assert [(j, address) for j, address, _ in maker.told] == [
+        (1, (7, 2, 1)), (4, (7, 2, 4)), (1, (7, 2, 1, 3, 1))
+    ]  # fmt: skip
+    assert images[:, 0, 0, 0].tolist() == [1, 4, 1] and targets["labels"].tolist() == [[1], [4], [1]]
+    maker.told.clear()
+    maker.batch([5, 5], 0)
+    assert [address for _, address, _ in maker.told] == [(7, 0, 5)] * 2
+
+
+# --- weights -------------------------------------------------------------------------------------------------------------
+
+
+def test_repeats_by_hand():
+    """The weights laid end to end, and a mark at every whole number from `start` on."""
+    weights = np.array([0.5, 2.0, 0.0, 1.5])  # end at 0.5, 2.5, 2.5 and 4
+    for start, expected in (
+        (0.0, [0, 1, 1, 3]),
+        (0.49, [0, 1, 1, 3]),
+        (0.5, [1, 1, 3, 3]),  # a mark on an end belongs to the next
+        (0.99, [1, 1, 3, 3]),
+    ):
+        found = module._repeated(weights, 4, start)
+        assert found.tolist() == expected
+    assert module._repeated(weights / 3, 4, 0.5).tolist() == [1, 1, 3, 3]  # stretched to as many as are shown
+    assert module._repeated(np.array([1.0, 1.0]), 2, 1.0).tolist() == [
+        1,
+        1,
+    ]  # a rounding error beyond the end
+    assert module._repeated(np.array([3.0, 1.0]), 2, 0.75).tolist() == [0, 1]
+
+
+def test_weights_are_looked_at():
+    found = module._weights([0, 1, 2], 3)
+    assert found.dtype == np.float64 and found.tolist() == [0, 1, 2]
+    assert module._weights([0.0, 0.5], 2).tolist() == [
+        0.0,
+        0.5,
+    ]  # together one half, which is rounded to a picture
+    for wrong in (
+        [1, 2],
+        [[1, 2, 3]],
+        [1, 2, np.nan],
+        [1, 2, np.inf],
+        [1, 2, -0.001],
+        [0.2, 0.2, 0.09],
+        [-1, 5, 5],
+    ):
+        with pytest.raises(ValueError, match="weights must be 3 numbers of at least 0"):
+            module._weights(wrong, 3)
+
+
+def test_an_epoch_with_weights_is_shuffled_by_seed_and_epoch():
+    weights = [2.0, 0.5, 1.5, 1.0]
+    order = Order(4, 2, True, 3, weights)
+    assert order.shown == 5 and len(order) == 3
+    for epoch in (0, 6):
+        rng = np.random.default_rng((3, epoch))
+        expected = rng.permutation(module._repeated(np.array(weights), 5, rng.random()))
+        shown = np.concatenate([order.batch(epoch, i) for i in range(3)])
+        assert shown.tolist() == [*expected.tolist(), expected[0]]  # the last batch is filled from the front
+        before = [expected[:k].tolist().count(j) for k, j in enumerate(expected)]
+        repeats = np.concatenate([order.repeats(epoch, i) for i in range(3)])
+        assert repeats.tolist() == [*before, before[0]]
+    assert Order(4, 2, True, 3, [1.0] * 4).shown == 4 and Order(3, 2, True).weights is None
+
+
+def test_how_rare_a_class_is(tmp_path):
+    """Class 0 on four of four pictures, 1 on one, 2 on one that shows it twice, 3 in a crowd only."""
+
+    def record(*labels, crowd=None):
+        boxes = np.array([[0, 0, 5, 5]] * len(labels), np.float32).reshape(-1, 4)
+        return Record(tmp_path / "x.png", 10, 10, boxes, np.array(labels, int), crowd=crowd)
+
+    crowd = np.array([False, True])
+    records = Records([record(0), record(0, 1), record(0, 2, 2), record(0, 3, crowd=crowd)], list("abcd"))
+    np.testing.assert_allclose(repeat_factors(records, 0.64), [1, 1.6, 1.6, 1], rtol=1e-12)
+    np.testing.assert_allclose(repeat_factors(records, 0.25), [1, 1, 1, 1], rtol=0)
+    empty = repeat_factors(Records([record(), record(0)], ["a"]), 1.0)
+    np.testing.assert_allclose(empty, [1, 2**0.5])
+    assert empty.dtype == np.float64
