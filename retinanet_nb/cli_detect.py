@@ -88,17 +88,31 @@ def _measured_on(run, model):
     return _open_both(about, config["class_names"], resume=True)[1]
 
 # %% ../nbs/10b_cli_detect.ipynb #9ce00011
-def _any_detector(model):
+def _any_detector(model, engine=None):
     """The detector in a file: of this package, or an exported one, which needs no
     engine.
     """
-    from retinanet_nb.export import OPENERS, load_exported
+    from retinanet_nb.export import OPENERS, exported_once, load_exported
 
     if Path(model).suffix in OPENERS:
         return load_exported(model)
+    if engine:
+        with _hushed():
+            return load_exported(exported_once(model))
     with _hushed():
         from retinanet_nb.retinanet_box import load_detector
     return load_detector(model)
+
+
+def _check_engine(engine, model):
+    "Raise `ValueError` where --engine is none, or the model's file has its own."
+    if engine not in (None, "openvino"):
+        raise ValueError(f"--engine must be openvino, not {_short(engine)}")
+    if engine and Path(model).suffix in (".onnx", ".tflite"):
+        raise ValueError(
+            f"{model} is for another runtime: leave out --engine, or name the"
+            " .keras file"
+        )
 
 # %% ../nbs/10b_cli_detect.ipynb #eb2b7ba6
 #| code-fold: true
@@ -567,7 +581,7 @@ def _frame_row(number, rate, found):
     return {"frame": number, "seconds": seconds, "detections": detections}
 
 # %% ../nbs/10b_cli_detect.ipynb #bd342d84
-def _watch(model, words, folder, score_threshold, batch_size, show):
+def _watch(model, words, folder, score_threshold, batch_size, show, engine):
     "The command for a video or a camera."
     import cv2
 
@@ -586,7 +600,10 @@ def _watch(model, words, folder, score_threshold, batch_size, show):
     with claim(folder, [ROWS, RESULT, name]) as ours:
         batch_size = 1 if camera else batch_size
         frames = _annotated_frames(
-            _any_detector(model), _frames(video), batch_size, score_threshold
+            _any_detector(model, engine),
+            _frames(video),
+            batch_size,
+            score_threshold,
         )
         counts = []
         with _rows_kept(ours) as keep:
@@ -685,6 +702,8 @@ def retinanet_detect(
     show: store_true = False,
     # of pictures write detections.json alone, and draw nothing
     only_json: store_true = False,
+    # openvino: a .keras file is compiled for it once, and kept in the cache folder
+    engine: str = None,
     version: _Version = THIS,
 ):
     """Find objects in pictures or a video: writes each with its boxes, and all of
@@ -692,14 +711,16 @@ def retinanet_detect(
     """
     model, images = _model_and_words(model, images)
     _check_only_json(only_json, show, images)
+    _check_engine(engine, model)
     if any(map(_is_video, images)):
-        return _watch(model, images, Path(out), score_threshold, batch_size, show)
+        options = batch_size, show, engine
+        return _watch(model, images, Path(out), score_threshold, *options)
     paths, folder = find_pictures(images), Path(out)
     model = _detector_file(model)
     _check_apart(paths, folder)
     names = [] if only_json else _annotated_names(paths)
     with claim(folder, [ROWS, RESULT, *names]) as ours:
-        detector = _any_detector(model)
+        detector = _any_detector(model, engine)
         options = min(batch_size, len(paths)), score_threshold
         total, done, refused = _detect_all(detector, paths, names, ours, *options)
     print(

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'KEY', 'OPENERS', 'NAMES', 'WRITERS', 'TOLERANCE', 'filter_arrays', 'Card', 'Opened',
-           'ExportedDetector', 'load_exported', 'check_target', 'export_detector']
+           'ExportedDetector', 'load_exported', 'check_target', 'export_detector', 'exported_once']
 
 # %% ../nbs/09a_export.ipynb #9ae00005
 #| code-fold: true
 #| code-summary: "Imports"
 import contextlib
+import hashlib
 import importlib
 import json
 import os
@@ -23,25 +24,38 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 
+from . import __version__
+from .download import cache_folder
 from .evaluation import iou_matrix
-from .files import _short
+from .files import _short, locked
 from .hyperparameters import HyperParameters
 
 # %% ../nbs/09a_export.ipynb #9ae0000d
+def _best(scores, score_threshold, k):
+    "Where the k best of (N,) scores above the threshold are, falling."
+    at = np.flatnonzero(scores > score_threshold)
+    if len(at) > k:  # sorting a million scores would take longer than the network
+        values = scores[at]
+        least = np.partition(values, -k)[-k]
+        ties = at[values == least][: k - np.count_nonzero(values > least)]
+        at = np.sort(np.concatenate([at[values > least], ties]))
+    return at[np.argsort(-scores[at], kind="stable")]
+
+
 def _candidates(
     boxes, scores, class_specific_filter, score_threshold, pre_nms_top_k
 ):
     "The best candidates of one picture: boxes (C, 4), scores (C,) falling, labels (C,)."
     if class_specific_filter:
-        anchor, label = np.nonzero(scores > score_threshold)
-        flat = scores[anchor, label]
+        flat = scores.ravel()
+        best = _best(flat, score_threshold, pre_nms_top_k)
+        anchor, label = np.divmod(best, scores.shape[1])
     else:
-        best = scores.argmax(axis=1)
-        flat = scores[np.arange(len(scores)), best]
-        anchor = np.flatnonzero(flat > score_threshold)
-        flat, label = flat[anchor], best[anchor]
-    order = np.argsort(-flat, kind="stable")[:pre_nms_top_k]
-    return boxes[anchor[order]], flat[order], label[order]
+        labels = scores.argmax(axis=1)
+        flat = scores[np.arange(len(scores)), labels]
+        anchor = best = _best(flat, score_threshold, pre_nms_top_k)
+        label = labels[anchor]
+    return boxes[anchor], flat[best], label
 
 
 def _candidates_by_level(boxes, scores, level_sizes, *rule):
@@ -650,6 +664,33 @@ def _make(detector, path, card, shape, pictures):
         _hand_over(made, path)
     return difference
 
+# %% ../nbs/09a_export.ipynb #9ae1003c
+def exported_once(
+    path: str | Path,  # the .keras file of a detector, or its name
+    say=print,  # told where the file is, when it is made
+) -> Path:  # of an .xml file in the cache folder
+    """The detector as a file for OpenVINO, made where the cache folder doesn't hold
+    it yet; the first time takes TensorFlow and half a minute.
+
+    Raises as `export_detector` does, and `ModuleNotFoundError` where OpenVINO
+    isn't installed.
+    """
+    from retinanet_nb.model_files import model_file
+
+    _library("openvino", "openvino")
+    path = model_file(path)
+    with open(path, "rb") as file:
+        digits = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    made = f"{Path(path).stem}-{digits}-{__version__}-{FORMAT_VERSION}.xml"
+    kept = cache_folder() / "openvino" / made
+    if not kept.is_file():
+        from retinanet_nb.retinanet_box import load_detector
+
+        with locked(kept.parent):
+            export_detector(load_detector(path), kept, replace=True)
+        say(f"compiled for OpenVINO, once for this detector: {kept}")
+    return kept
+
 # %% ../nbs/09a_export.ipynb #9ae0003d
 def _check_engine():
     "`RuntimeError` where Keras runs on another engine than TensorFlow."
@@ -713,14 +754,32 @@ def _compared(detector, path, pictures):
     if not path.suffix:  # a SavedModel is TensorFlow's own
         return {"boxes": 0.0, "scores": 0.0}
     exported = load_exported(path)
-    apart = [0.0, 0.0]
+    outside = exported.card.suppression == "outside"
+    original = _boxes_and_scores(detector) if outside else detector
+    apart = np.zeros(2)
     for picture in pictures[:8]:
-        one = np.asarray(picture)[None]
-        ours = [np.asarray(x)[0] for x in detector.predict_on_batch(one)]
-        theirs = [np.asarray(x)[0] for x in exported.predict_on_batch(one)]
-        for a, b in ((ours, theirs), (theirs, ours)):
-            apart = np.maximum(apart, _unmatched(a, b))
+        one = _as_bytes(np.asarray(picture)[None])
+        ours = [np.asarray(x)[0] for x in original.predict_on_batch(one)]
+        if outside:
+            given = next(_portions(one, exported._opened.shape[0]))
+            theirs = [x[0] for x in exported._opened.run(given)]
+            threshold = exported.card.options["score_threshold"]
+            far = _numbers_apart(ours, theirs, threshold)
+        else:
+            theirs = [x[0] for x in exported.predict_on_batch(one)]
+            far = np.maximum(_unmatched(ours, theirs), _unmatched(theirs, ours))
+        apart = np.maximum(apart, far)
     return {"boxes": float(apart[0]), "scores": float(apart[1])}
+
+
+def _numbers_apart(ours, theirs, score_threshold):
+    "How far, in pixels and in score, boxes and scores before the filter are apart."
+    (boxes, scores), (their_boxes, their_scores) = ours, theirs
+    seen = np.maximum(scores, their_scores).max(axis=1) > score_threshold
+    return (
+        np.abs(boxes - their_boxes)[seen].max(initial=0),
+        np.abs(scores - their_scores).max(initial=0),
+    )
 
 # %% ../nbs/09a_export.ipynb #9ae00045
 TOLERANCE = 0.01  # pixels, or score: more is not the same detector

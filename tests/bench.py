@@ -1,250 +1,380 @@
-"""What each optimisation gives on this machine: `make bench`, minutes. Every line is a ratio of two ways to do one thing (below 1: the second is slower here), measured
-alternately in one run, so that a busy machine slows both. Nothing here passes or fails; the tests do that.
+"""How fast it is on this machine: `make bench`, about ten minutes. Every group compares ways to do one thing, each in a process of its own engine, and the processes take turns in
+short rounds, so that a busy machine slows all of them. What counts are the ratios. Nothing here passes or fails; the tests do that.
 
-`make bench ARGS='nms step'` measures only lines whose key contains one of the words.
+    make bench                                  # all groups
+    make bench ARGS='detect filtering'          # groups whose key contains one of the words
+    make bench ARGS='--json nbs/results/speed.json'    # also for the page "How fast"
+
+Peers are left out, and said, where they aren't installed. KerasHub: `pip install --no-deps keras-hub tokenizers`. torchvision: `pip install --no-deps torchvision` beside PyTorch
+for processors, with the stand-in for its compiled suppression of tests/torchvision_reference.py. The input pipeline is measured on VOC2007 where RETINANET_DATA has it.
 """
 
+import argparse
+import json
 import os
+import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import numpy as np
-
-BENCHES = {}
-
-
-def bench(key, text):
-    "Register a function that gives `(slow, fast)`, two functions without arguments that do the same thing."
-
-    def add(f):
-        BENCHES[key] = text, f
-        return f
-
-    return add
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARIES = ("keras", "tensorflow", "jax", "torch", "torchvision", "keras-hub", "openvino", "onnxruntime")
 
 
-def timed(f):
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
+@dataclass
+class Line:
+    "One way to do the thing of a group."
+
+    name: str
+    engine: str  # its process
+    part: str  # of tests/bench_lines.py
+    given: dict = field(default_factory=dict)  # for the part
+    count: int = 1  # things done in one call
 
 
-def compare(slow, fast, seconds=12):
-    "Medians of alternating runs, after one of each that is not counted (it compiles)."
-    slow(), fast()
-    pairs, start = [], time.perf_counter()
-    while len(pairs) < 3 or (time.perf_counter() - start < seconds and len(pairs) < 50):
-        pairs.append((timed(slow), timed(fast)))
-    return statistics.median(s for s, _ in pairs), statistics.median(f for _, f in pairs), len(pairs)
+@dataclass
+class Group:
+    "Ways to do one thing, the first one the yardstick."
+
+    key: str
+    title: str
+    unit: str  # "s" or "ms" for one thing, or "a second" for things
+    lines: list
+    rounds: int = 5
+    seconds: float = 0.5  # a line and round
+    most: int = 20  # calls a line and round
+    own: bool = False  # processor time of the one thread instead of time on the clock
 
 
-def compiled(f):
-    "`f` as the engine runs it inside a model: a graph under TensorFlow, XLA under JAX, as it is under PyTorch."
-    import keras
-
-    engine = keras.backend.backend()
-    if engine == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(f)
-    if engine == "jax":
-        import jax
-
-        return lambda *x, _f=jax.jit(f): jax.block_until_ready(_f(*x))
-    return f
-
-
-def crowd(batch, n, classes, seed=0):
-    "Boxes in clumps, as a detector gives them: boxes (B, n, 4), scores (B, n), labels (B, n)."
-    rng = np.random.default_rng(seed)
-    centre = rng.uniform(50, 450, (batch, n // 10, 1, 2)) + rng.normal(0, 6, (batch, n // 10, 10, 2))
-    size = rng.uniform(20, 90, (batch, n // 10, 1, 2)) * rng.uniform(0.8, 1.25, (batch, n // 10, 10, 2))
-    boxes = np.concatenate([centre - size / 2, centre + size / 2], -1).reshape(batch, n, 4)
-    return (
-        boxes.astype("float32"),
-        rng.uniform(0.05, 1, (batch, n)).astype("float32"),
-        rng.integers(0, classes, (batch, n)).astype("int32"),
+def detection(precision):
+    given = {"precision": precision}
+    ours = lambda name, engine, **more: Line(f"ours, {name}", engine, "detect", {**given, **more})
+    return Group(
+        f"detect-{precision}",
+        f"detection, a picture of 512×512, 20 classes, ResNet50, {precision}",
+        "s",
+        [
+            Line("torchvision", "torchvision", "torchvision_detect", given),
+            Line(
+                "torchvision, channels last",
+                "torchvision",
+                "torchvision_detect",
+                {**given, "channels_last": True},
+            ),
+            Line("KerasHub, TensorFlow", "kerashub", "kerashub_detect", given),
+            ours("TensorFlow", "tensorflow"),
+            ours("TensorFlow, BatchNorm folded", "tensorflow", fold=True),
+            ours("JAX", "jax"),
+            ours("PyTorch", "torch"),
+            ours("PyTorch, BatchNorm folded", "torch", fold=True),
+            Line("ours, exported to OpenVINO", "openvino", "openvino_detect", given),
+            Line("floor: one matrix product of as many operations", "tensorflow", "product", given),
+        ],
     )
 
 
-def sequential(boxes, scores, labels, threshold, limit):
-    "Greedy suppression, one box after the other, in NumPy."
-    kept = []
-    for picture, (b, s, c) in enumerate(zip(boxes, scores, labels)):
-        kept.append([])
-        area = np.prod(b[:, 2:] - b[:, :2], axis=1)
-        for i in np.argsort(-s, kind="stable"):
-            free = True
-            for j in kept[picture]:
-                if c[i] != c[j]:
-                    continue
-                width, height = np.minimum(b[i, 2:], b[j, 2:]) - np.maximum(b[i, :2], b[j, :2])
-                shared = max(width, 0) * max(height, 0)
-                if shared > threshold * (area[i] + area[j] - shared):
-                    free = False
-                    break
-            if free:
-                kept[picture].append(i)
-            if len(kept[picture]) == limit:
-                break
-    return kept
-
-
-@bench("nms", "suppression of 8 x 1000 boxes: one after the other in NumPy / vectorised")
-def _():
-    from retinanet_nb.filtering import non_max_suppression
-
-    boxes, scores, labels = crowd(8, 1000, 20)
-    run = compiled(lambda b, s, c: non_max_suppression(b, s, c, 0.5, 100))
-    return lambda: sequential(boxes, scores, labels, 0.5, 100), lambda: np.asarray(run(boxes, scores, labels))
-
-
-@bench("iou", "overlap of 5000 x 50 boxes: a loop over the objects in NumPy / one expression")
-def _():
-    from retinanet_nb.boxes import overlaps
-
-    boxes = crowd(1, 5050, 2)[0][0]
-    a, b = boxes[:5000], boxes[5000:]
-
-    def loop():
-        out = np.zeros((len(a), len(b)), "float32")
-        for k, x in enumerate(b):
-            shared = np.clip(np.minimum(a[:, 2:], x[2:]) - np.maximum(a[:, :2], x[:2]), 0, None).prod(1)
-            out[:, k] = shared / ((a[:, 2:] - a[:, :2]).prod(1) + (x[2:] - x[:2]).prod() - shared)
-        return out
-
-    run = compiled(overlaps)
-    return loop, lambda: np.asarray(run(a, b))
-
-
-def _trainer(precision, size=(160, 160), backbone="tiny"):
-    "A function that does one training step on drawn pictures."
-    import keras
-    from retinanet_nb.hyperparameters import preset
-    from retinanet_nb.retinanet import retinanet_model
-    from retinanet_nb.shapes import SHAPE_CLASSES, draw_scene
-    from retinanet_nb.training import RetinaNetTrainer, make_optimizer
-
-    h = preset("tiny").replace(precision=precision, image_size=size, backbone=backbone)
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)
-    try:
-        model = retinanet_model(len(SHAPE_CLASSES), h, SHAPE_CLASSES)
-    finally:
-        keras.config.set_dtype_policy(before)
-    trainer = RetinaNetTrainer(model)
-    trainer.compile(optimizer=make_optimizer(h, 1000), jit_compile=keras.backend.backend() == "jax")
-    rng = np.random.default_rng(0)
-    images = np.stack([draw_scene(np.random.default_rng(k), size)[0] for k in range(8)])
-    corner = rng.uniform(0, 90, (8, 4, 2))
-    boxes = np.concatenate([corner, corner + rng.uniform(20, 60, (8, 4, 2))], -1).astype("float32")
-    batch = images, {"boxes": boxes, "labels": rng.integers(0, len(SHAPE_CLASSES), (8, 4)).astype("int32")}
-    return lambda: trainer.train_on_batch(*batch)
-
-
-@bench("step", "one training step, 8 pictures of 160 x 160, small preset: float32 / bfloat16")
-def _():
-    return _trainer("float32"), _trainer("mixed_bfloat16")
-
-
-@bench("resnet-step", "one training step, 8 pictures of 160 x 160, ResNet50: float32 / bfloat16")
-def _():
-    return _trainer("float32", backbone="resnet50"), _trainer("mixed_bfloat16", backbone="resnet50")
-
-
-@bench("batch", "detection in 16 pictures of 160 x 160: one at a time / as one batch")
-def _():
-    from retinanet_nb.hyperparameters import preset
-    from retinanet_nb.retinanet import retinanet_model
-    from retinanet_nb.retinanet_box import retinanet_box
-
-    detector = retinanet_box(retinanet_model(5, preset("tiny")))
-    images = np.random.default_rng(0).integers(0, 255, (16, 160, 160, 3)).astype("uint8")
-    return lambda: [
-        detector.predict_on_batch(images[i : i + 1]) for i in range(16)
-    ], lambda: detector.predict_on_batch(images)
-
-
-@bench("threads", "reading and augmenting 64 pictures: one thread / as many as there are cores")
-def _():
-    import atexit, shutil, tempfile
-    from pathlib import Path
-    from retinanet_nb.generator import train_generator
-    from retinanet_nb.hyperparameters import preset
-    from retinanet_nb.shapes import make_shapes
-    from retinanet_nb.voc import VOCDataset
-
-    folder = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    dataset = VOCDataset(make_shapes(folder / "shapes", train=64, val=1, test=1, size=(480, 640)), "train")
-
-    def read(workers):
-        generator = train_generator(
-            dataset, preset("tiny").replace(image_size=(480, 640)), 8, training=True, workers=workers
-        )
-
-        def run():
-            if workers == 1:
-                return [generator[i] for i in range(len(generator))]
-            with ThreadPoolExecutor(workers) as pool:
-                return list(pool.map(generator.__getitem__, range(len(generator))))
-
-        return run
-
-    from concurrent.futures import ThreadPoolExecutor
-
-    return read(1), read(os.cpu_count() or 2)
-
-
-@bench("reach", "best anchor of 200 objects on a 512 x 512 canvas: all overlaps / nearest cells only")
-def _():
-    from retinanet_nb.anchors import anchors_for_shape
-    from retinanet_nb.evaluation import iou_matrix
-    from retinanet_nb.inspection import best_overlaps
-
-    boxes, anchors = crowd(1, 200, 1)[0][0], np.asarray(anchors_for_shape((512, 512)))
-    return lambda: iou_matrix(boxes, anchors).max(1), lambda: best_overlaps(boxes, (512, 512))
-
-
-@bench("coco", "COCO's figures of 500 pictures with 100 detections each: pycocotools / faster-coco-eval")
-def _():
-    from types import SimpleNamespace
-    from retinanet_nb.evaluation import coco_metrics
-    from retinanet_nb.prediction import Found
-
-    rng = np.random.default_rng(0)
-    found = [Found(b[0], s[0], l[0]) for b, s, l in (crowd(1, 100, 20, seed) for seed in range(500))]
-    truth = [
-        SimpleNamespace(boxes=f.boxes[:8] + rng.normal(0, 3, (8, 4)), labels=f.labels[:8]) for f in found
+def training(precision, frozen):
+    given = {"precision": precision}
+    both = {**given, "frozen": frozen}
+    name = "stem, C2 and BatchNorm frozen" if frozen else "all weights"
+    peers = [
+        Line("torchvision", "torchvision", "torchvision_train", {**both, "channels_last": False}, count=2),
+        Line("torchvision, channels last", "torchvision", "torchvision_train", both, count=2),
     ]
-    return lambda: coco_metrics(found, truth, 20, "pycocotools"), lambda: coco_metrics(
-        found, truth, 20, "faster_coco_eval"
+    if not frozen:
+        peers.append(Line("KerasHub, TensorFlow", "kerashub", "kerashub_train", given, count=2))
+    engines = {"TensorFlow": "tensorflow", "JAX": "jax", "PyTorch": "torch"}
+    ours = [Line(f"ours, {name}", engine, "train", both, count=2) for name, engine in engines.items()]
+    return Group(
+        f"train-{'frozen' if frozen else 'all'}-{precision}",
+        f"training step, for each of 2 pictures of 512×512, ResNet50, {name}, {precision}",
+        "s",
+        peers + ours,
+        rounds=3,
+        seconds=0,
     )
 
 
-def main(words):
-    import keras
+ENGINES = {"TensorFlow": "tensorflow", "JAX": "jax", "PyTorch": "torch"}
 
-    print(
-        f"{os.cpu_count()} cores, {keras.backend.backend()}, keras {keras.__version__}; medians of alternating runs\n"
+
+def filtering(batch):
+    lines = [
+        Line(name, engine, "filtering", {"batch": batch}, count=batch) for name, engine in ENGINES.items()
+    ]
+    lines.append(
+        Line("NumPy, of exported files", "openvino", "numpy_filtering", {"batch": batch}, count=batch)
     )
-    print(f"{'':12} {'first':>10} {'second':>10} {'ratio':>7}  runs")
-    for key, (text, make) in BENCHES.items():
-        if words and not any(word in key for word in words):
-            continue
-        try:
-            slow, fast, runs = compare(*make())
-        except (ImportError, FileNotFoundError) as error:
-            print(f"{key:12} left out: {error}")
-            continue
-        print(
-            f"{key:12} {slow * 1e3:7.1f} ms {fast * 1e3:7.1f} ms {slow / fast:6.1f}x  {runs:4}   {text}",
-            flush=True,
+    return Group(
+        f"filtering-{batch}",
+        f"filtering at its worst: 49,104 anchors × 20 classes above the threshold, a picture in batches of {batch}",
+        "ms",
+        lines,
+    )
+
+
+def growth():
+    def ours(key, title, values, **fixed):
+        lines = [
+            Line(f"{title} {v}", "tensorflow", "detect", {**fixed, key: v}, v if key == "batch" else 1)
+            for v in values
+        ]
+        return Group(
+            f"growth-{key}", f"detection by {title}, TensorFlow, bfloat16, a picture", "s", lines, 3, 0.3
         )
+
+    low = {"precision": "bfloat16"}
+    counts = [
+        Line(f"{n} objects a picture", "tensorflow", "assignment", {"count": n}) for n in (1, 10, 100, 300)
+    ]
+    return [
+        ours("size", "side", (256, 384, 512, 768), **low),
+        ours("batch", "batch of", (1, 2, 4, 8), **low),
+        ours("classes", "classes:", (1, 20, 80, 320), **low),
+        Group("growth-objects", "assigning targets to 2 pictures of 512×512, TensorFlow", "ms", counts),
+    ]
+
+
+def starting():
+    words = {
+        "python -c pass": ["-c", "pass"],
+        "import numpy, cv2": ["-c", "import numpy, cv2"],
+        "import retinanet_nb": ["-c", "import retinanet_nb"],
+        "import retinanet_nb.hyperparameters": ["-c", "import retinanet_nb.hyperparameters"],
+        "import retinanet_nb.retinanet_box": ["-c", "import retinanet_nb.retinanet_box"],
+        "retinanet_detect x.onnx photo.jpg": [
+            "-m",
+            "retinanet_nb",
+            "detect",
+            "{onnx}",
+            "{photo}",
+            "--out",
+            "{out}",
+        ],
+        "retinanet_detect x.keras photo.jpg": [
+            *("-m", "retinanet_nb", "detect", "{shapes}", "{photo}", "--out", "{out}")
+        ],
+    }
+    lines = [Line(name, "shell", "command", {"words": w}) for name, w in words.items()]
+    return Group("start", "from start to end, in a new process", "s", lines, rounds=3, seconds=0)
+
+
+def pairs():
+    of = {
+        "nms": ("suppression of 8 × 1000 boxes", "one after the other, NumPy", "in blocks"),
+        "iou": ("overlap of 5000 × 50 boxes", "a loop over the objects, NumPy", "one expression"),
+        "batch": ("detection in 16 pictures of 160×160, small preset", "one at a time", "as one batch"),
+        "threads": ("reading and augmenting 64 pictures", "one thread", "as many as there are cores"),
+        "reach": ("best anchor of 200 objects on 512×512", "all overlaps", "nearest cells only"),
+        "coco": ("COCO's figures of 500 pictures, 100 detections each", "pycocotools", "faster-coco-eval"),
+    }
+    return [
+        Group(
+            f"way-{key}",
+            title,
+            "ms",
+            [
+                Line(name, "tensorflow", "pair", {"key": key, "fast": fast})
+                for fast, name in enumerate((slow, quick))
+            ],
+            rounds=3,
+        )
+        for key, (title, slow, quick) in of.items()
+    ]
+
+
+def groups():
+    "All that is measured, in this order."
+    stages = {"read": "read", "fitted": "read, fitted to 512×512", "augmented": "read, colour, flip, fitted"}
+    yield detection("float32")
+    yield detection("bfloat16")
+    for frozen in (False, True):
+        for precision in ("float32", "bfloat16"):
+            yield training(precision, frozen)
+    yield filtering(1)
+    yield filtering(8)
+    yield Group(
+        "pipeline",
+        "pictures from file to batch, by one core",
+        "a second",
+        [Line(name, "pipeline", "pipeline", {"stage": s}, 8) for s, name in stages.items()],
+        own=True,
+    )
+    yield starting()
+    yield from growth()
+    yield from pairs()
+
+
+class Process:
+    "An engine in a process of its own, which is asked one thing at a time."
+
+    def __init__(self, engine, folder):
+        backend = {"jax": "jax", "torch": "torch"}.get(engine, "tensorflow")
+        env = {**os.environ, "KERAS_BACKEND": backend}
+        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        call = [sys.executable, ROOT / "tests" / "bench_lines.py", engine, folder]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(call, cwd=ROOT, env=env, text=True, **pipes)
+
+    def ask(self, **request):
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else {"absent": "its process ended"}
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+class Bench:
+    "The processes, and what they are asked."
+
+    def __init__(self, folder, rounds=None):
+        self.folder, self.rounds, self.processes = folder, rounds, {}
+
+    def process(self, engine):
+        if engine not in self.processes or self.processes[engine].process.poll() is not None:
+            self.processes[engine] = Process(engine, self.folder)
+        return self.processes[engine]
+
+    def measure(self, group):
+        "Each line's times, or why there are none."
+        found = self.make(group)
+        there = [k for k, line in enumerate(found) if "absent" not in line]
+        for _ in range(self.rounds or group.rounds):
+            for k in there:
+                process = self.process(group.lines[k].engine)
+                process.ask(do="run", id=k, seconds=group.seconds, most=group.most, own=group.own)
+                found[k]["times"] += process.answer().get("seconds", [])
+                time.sleep(0.05)  # threads that still spin shall not disturb the next
+        for engine in {line.engine for line in group.lines}:
+            self.process(engine).ask(do="forget")
+            self.process(engine).answer()
+        return [result(line, f, group) for line, f in zip(group.lines, found)]
+
+    def make(self, group):
+        "Have all lines built and run for the first time, the engines beside each other."
+        for k, line in enumerate(group.lines):
+            self.process(line.engine).ask(**{"do": "make", "id": k, "part": line.part, "with": line.given})
+        return [{"times": [], **self.process(line.engine).answer()} for line in group.lines]
+
+    def close(self):
+        for process in self.processes.values():
+            process.close()
+
+
+def result(line, found, group):
+    "What a line shows."
+    told = {"name": line.name, "engine": line.engine}
+    if not found["times"]:
+        return {**told, "absent": found.get("absent", "no times")}
+    one = statistics.median(found["times"]) / line.count
+    value = 1 / one if group.unit == "a second" else one * {"s": 1, "ms": 1e3}[group.unit]
+    times = sorted(found["times"])
+    spread = (times[len(times) * 3 // 4] - times[len(times) // 4]) / line.count / one
+    return {**told, "value": value, "runs": len(times), "spread": spread, "first": found["first"]}
+
+
+def machine():
+    "What it was measured on."
+    model, flags = platform.processor() or platform.machine(), set()
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        model = next(
+            line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")
+        )
+        flags = set(next(line for line in text.splitlines() if line.startswith("flags")).split())
+    except (OSError, StopIteration):
+        pass
+    known = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8") if f in flags]
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "instructions": known,
+        "python": sys.version.split()[0],
+    }
+
+
+def versions():
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def load():
+    "How many processes wanted a core, over the last minute."
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+
+
+def show(group, lines):
+    "Print a group as a table; the ratio is that to its first line that is there."
+    print(f"\n{group.key}: {group.title}")
+    base = next((line["value"] for line in lines if "value" in line), None)
+    for line in lines:
+        if "absent" in line:
+            print(f"  {line['name']:50}  left out: {line['absent'][:90]}")
+            continue
+        value = f"{line['value']:9.3f} s" if group.unit == "s" else f"{line['value']:8.1f} {group.unit}"
+        print(
+            f"  {line['name']:50}{value}{line['value'] / base:8.2f}   ± {line['spread'] / 2:4.0%}, {line['runs']} runs"
+        )
+    sys.stdout.flush()
+
+
+def keep(path, about, measured):
+    "Write what there is; groups of an earlier run that weren't measured again stay."
+    older = json.loads(path.read_text())["groups"] if path.exists() else {}
+    whole = {**about, "command": "make bench", "groups": {**older, **measured}}
+    path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("words", nargs="*", help="groups whose key contains one of these")
+    parser.add_argument(
+        "--json", type=Path, help="file for the figures; groups that aren't measured stay in it"
+    )
+    parser.add_argument("--rounds", type=int, help="of each group; fewer than usual for a first look")
+    given = parser.parse_args()
+    about = {"machine": machine(), "versions": versions()}
+    print(json.dumps(about), flush=True)
+    measured = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(folder, given.rounds)
+        try:
+            for group in groups():
+                if given.words and not any(word in group.key for word in given.words):
+                    continue
+                before, start = load(), time.perf_counter()
+                lines = bench.measure(group)
+                show(group, lines)
+                measured[group.key] = {
+                    "title": group.title,
+                    "unit": group.unit,
+                    "lines": lines,
+                    "date": time.strftime("%Y-%m-%d"),
+                    "load": [before, load()],
+                    "seconds": round(time.perf_counter() - start, 1),
+                }
+                if given.json:
+                    keep(given.json, about, measured)
+        finally:
+            bench.close()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -14,7 +14,14 @@ pytest.importorskip("ai_edge_litert")
 import onnx
 from retinanet_nb import detections, export, retinanet_box as retinanet_box_module
 from retinanet_nb.detections import EXPORTED
-from retinanet_nb.export import OPENERS, ExportedDetector, export_detector, filter_arrays, load_exported
+from retinanet_nb.export import (
+    OPENERS,
+    ExportedDetector,
+    export_detector,
+    exported_once,
+    filter_arrays,
+    load_exported,
+)
 from retinanet_nb.retinanet import retinanet_model
 from retinanet_nb.retinanet_box import retinanet_box
 
@@ -191,8 +198,13 @@ def test_no_file_of_anybody_is_replaced(detector, tmp_path, name):
 
 def test_another_result_is_not_handed_over(detector, pictures, tmp_path, monkeypatch):
     "The check compares; here with a file whose scores are half of what they were."
-    plain = export.filter_arrays
-    monkeypatch.setattr(export, "filter_arrays", lambda b, s, **options: plain(b, s / 2, **options))
+    plain = export.OPENERS[".onnx"]
+
+    def halved(path, precision):
+        opened = plain(path, precision)
+        return opened._replace(run=lambda images: [a / (1 + k) for k, a in enumerate(opened.run(images))])
+
+    monkeypatch.setitem(export.OPENERS, ".onnx", halved)
     with pytest.raises(ValueError, match="was not written: its boxes or scores differ"):
         export_detector(detector, tmp_path / "x.onnx", pictures=pictures)
     assert not list(tmp_path.iterdir())
@@ -325,3 +337,45 @@ def test_the_command_refuses(tmp_path, capsys, monkeypatch, options, said):
         cli.retinanet_export("shapes", **options)
     assert said in str(error.value) + capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_files_are_compared_before_the_filter():
+    "A box that one filter keeps and the other drops by rounding is no difference of 20 pixels."
+    boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30.0]])
+    scores = np.array([[0.9, 0.1], [0.04, 0.0]])
+    moved = boxes + [[0.5], [7]]  # the second is below the threshold
+    assert np.allclose(export._numbers_apart((boxes, scores), (moved, scores + 0.003), 0.05), (0.5, 0.003))
+    assert export._numbers_apart((boxes, scores), (moved, scores + 0.02), 0.05)[0] == 7
+
+
+def test_a_detector_is_compiled_once(detector, monkeypatch, tmp_path):
+    "Kept in the cache folder under its checksum, and never beside the file; another detector gets a file of its own."
+    from retinanet_nb import export, retinanet_box
+
+    made, said = [], []
+    monkeypatch.setenv("RETINANET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(retinanet_box, "load_detector", lambda path: detector)
+    monkeypatch.setattr(
+        export, "export_detector", lambda d, path, replace: (made.append(path), path.touch(), {})
+    )
+    model = tmp_path / "models" / "cells.keras"
+    model.parent.mkdir()
+    model.write_bytes(b"one")
+    first = exported_once(model, say=said.append)
+    assert exported_once(model, say=said.append) == first and len(made) == len(said) == 1
+    assert first.is_relative_to(tmp_path / "cache") and str(first) in said[0]
+    model.write_bytes(b"another")
+    assert exported_once(model, say=said.append) != first and len(made) == 2
+    assert [p.name for p in model.parent.iterdir()] == ["cells.keras"]
+
+
+def test_what_the_engine_of_a_command_may_be(capsys, tmp_path):
+    from retinanet_nb.cli_detect import retinanet_detect
+
+    for model, engine, words in (
+        ("x.keras", "torch", "must be openvino"),
+        ("x.onnx", "openvino", "another runtime"),
+    ):
+        with pytest.raises(SystemExit):
+            retinanet_detect(str(tmp_path / model), ["photo.jpg"], engine=engine)
+        assert words in capsys.readouterr().err

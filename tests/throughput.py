@@ -1,4 +1,4 @@
-"""Ten thousand pictures through `retinanet_detect`: `python tests/throughput.py [--pictures 10000] [--drawn] [--only_json] [--model FILE] [--batch_size 8] [--json FILE]` (minutes).
+"""Ten thousand pictures through `retinanet_detect`: `python tests/throughput.py [--pictures 10000] [--drawn] [--only_json] [--model FILE] [--batch_size 8] [--json FILE]` (minutes; `--json nbs/results/throughput.json` for the page "How fast").
 
 The pictures are those of VOC2007 in RETINANET_DATA, linked as often as it takes, or with `--drawn` five hundred of the book's own; one file in the middle is cut short. The rate
 that everything is held against is the network's own: the same detector in a process of its own, asked for batches of the same size over and over while nothing else runs. The two take
@@ -181,6 +181,14 @@ def measured(samples, whole, rates, status, text, out):
     }
 
 
+def add(path, found):
+    "Put a run's figures into a file, in place of an older run of its kind."
+    kind = lambda run: (run["pictures"], run["only_json"])
+    older = json.loads(path.read_text())["runs"] if path.exists() else []
+    runs = sorted([*(r for r in older if kind(r) != kind(found)), found], key=kind)
+    path.write_text(json.dumps({"cores": os.cpu_count(), "runs": runs}, indent=1) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=10_000)
@@ -207,10 +215,11 @@ def main():
         finally:
             network.close()
     what = "drawn" if given.drawn or not data else "VOC2007"
-    found = {"pictures": what, "only_json": given.only_json, "cores": os.cpu_count(), **found}
-    if given.json:
-        Path(given.json).write_text(json.dumps(found, indent=1))
+    found = {"pictures": what, "only_json": given.only_json, "date": time.strftime("%Y-%m-%d"), **found}
+    found["said"] = found["said"].replace(str(folder), "…")
     print(json.dumps(found, indent=1))
+    if given.json:
+        add(Path(given.json), found)
 
 
 if __name__ == "__main__":
