@@ -604,6 +604,8 @@ def retinanet_train(
     zero_based: store_true = False,
     # also write what TensorBoard shows, into the run's folder
     tensorboard: store_true = False,
+    # try learning rates on DATA, say which one suits, and end; nothing is written
+    find_learning_rate: store_true = False,
     version: _Version = THIS,
 ):
     "Train a RetinaNet on DATA; everything about the run is kept in one folder."
@@ -642,6 +644,8 @@ def retinanet_train(
         tensorboard=tensorboard or None,
     )
     about = {**ABOUT, **about, **{k: v for k, v in said.items() if v is not None}}
+    if find_learning_rate:
+        return _search_rate(resume, h, about, names, layers)
     _train(run, resume is not None, h, about, names, layers)
 
 # %% ../nbs/10a_cli_train.ipynb #5455e9e5
@@ -679,6 +683,22 @@ def _train(run, resume, h, about, names, layers):
     if result.interrupted:
         # so that a script does not go on as if all were done
         raise KeyboardInterrupt
+
+# %% ../nbs/10a_cli_train.ipynb #5e0ca041
+#| code-fold: true
+#| code-summary: "retinanet_train --find_learning_rate"
+def _search_rate(resume, h, about, names, layers):
+    "Print the learning rate that suits, for all else that a command line says."
+    if resume is not None or not about.get("path"):
+        raise ValueError(
+            "--find_learning_rate begins afresh: name a data set, and no run to go"
+            " on with"
+        )
+    dataset, _ = _open_both(about, names, False, h.seed)
+    h = _settled(dataset, h, layers)
+    with _hushed():
+        from retinanet_nb import learning_rate
+    print(learning_rate.find_learning_rate(dataset, h))
 
 # %% ../nbs/10a_cli_train.ipynb #9470f165
 def _tell_run(result):
