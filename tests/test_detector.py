@@ -439,3 +439,35 @@ def test_parts_of_ones_own_are_used_and_saved(model, tmp_path):
             np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match="nms_threshold is the filter's"):
         retinanet_box(model, filter=OnlyTheBest(), nms_threshold=0.5)
+
+
+@pytest.mark.parametrize("backbone", ["tiny", "mobilenetv2"])
+def test_a_folded_detector_finds_the_same(backbone, tmp_path):
+    model = retinanet_model(3, small(backbone=backbone))
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        if weight.path.endswith(("moving_mean", "beta")):
+            weight.assign(rng.normal(0, 0.1, weight.shape))
+        if weight.path.endswith(("moving_variance", "gamma")):
+            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+    pictures, detector = noise(2, (100, 130), seed=20), retinanet_box(excite(model, 3))
+    expected = [np.asarray(x) for x in detector.predict_on_batch(pictures)]
+    assert (expected[2] >= 0).sum() > 100
+    detector.save(tmp_path / "whole.keras")
+    folded = load_detector(tmp_path / "whole.keras", fold=True)
+    norms = [w.path for w in folded.weights if "moving" in w.path]
+    assert not norms and len(folded.weights) < len(detector.weights)
+    same_detections([np.asarray(x) for x in folded.predict_on_batch(pictures)], expected)
+    folded.save(tmp_path / "folded.keras")
+    again = load_detector(tmp_path / "folded.keras").predict_on_batch(pictures)
+    same_detections([np.asarray(x) for x in again], expected)
+    # and it is a copy: what the model learns doesn't reach it
+    model.weights[0].assign(0 * np.asarray(model.weights[0]))
+    same_detections([np.asarray(x) for x in folded.predict_on_batch(pictures)], expected)
+    # half the bytes of every weight
+    small_file = retinanet_box(model, dtype="bfloat16", fold=True)
+    small_file.save(tmp_path / "small.keras")
+    read = load_detector(tmp_path / "small.keras")
+    assert {w.dtype for w in read.weights} == {"bfloat16"}
+    for a, b in zip(read.predict_on_batch(pictures), small_file.predict_on_batch(pictures)):
+        np.testing.assert_array_equal(a, b)

@@ -173,7 +173,7 @@ def nms(boxes, scores, threshold):
     "A stand-in for torchvision's compiled suppression, box by box."
     import torch
 
-    boxes, left = boxes.numpy(), scores.numpy().argsort(kind="stable")[::-1]
+    boxes, left = boxes.float().numpy(), scores.float().numpy().argsort(kind="stable")[::-1]
     area, kept = (boxes[:, 2:] - boxes[:, :2]).prod(1), []
     while len(left):
         best, left = left[0], left[1:]
