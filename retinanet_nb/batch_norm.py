@@ -13,6 +13,7 @@ import json
 import numpy as np
 
 from .engine import keras, ops
+from .quick_layers import quicken
 
 # %% ../nbs/02a_batch_norm.ipynb #8bcb358f
 def _array(v):
@@ -66,16 +67,16 @@ def _renamed(part, names):
     return [_renamed(v, names) for v in part]
 
 # %% ../nbs/02a_batch_norm.ipynb #ed385d7d
-def _sources(config):
-    "The BatchNorms of a network that can be folded, each with its convolution."
+def _pairs(config, suits):
+    """The layers of a network that `suits` and that read one convolution without
+    activation, which nobody else reads; each with that convolution.
+    """
     layers = {layer["name"]: layer for layer in config["layers"]}
     read = _read(config["output_layers"])
     for layer in layers.values():
         read += _read(layer["inbound_nodes"])
     readers, found = [name for name, *_ in read], {}
     for name, layer in layers.items():
-        if layer["class_name"] != "BatchNormalization":
-            continue
         mine = [layers[source] for source, *_ in _read(layer["inbound_nodes"])]
         plain = all(
             source["class_name"] in ("Conv2D", "DepthwiseConv2D")
@@ -84,26 +85,47 @@ def _sources(config):
             and readers.count(source["name"]) == 1
             for source in mine
         )
-        if plain and len(mine) == 1:
+        if len(mine) == 1 and plain and suits(layer):
             found[name] = mine[0]["name"]
     return found
 
 
-def _without_norms(config):
+def _joined(config, pairs, change):
+    "The configuration without the layers in `pairs`; their convolutions change."
+    layers = []
+    for layer in config["layers"]:
+        if layer["name"] not in pairs:
+            own = {**layer["config"]}
+            if layer["name"] in pairs.values():
+                own |= change
+            read = _renamed(layer["inbound_nodes"], pairs)
+            layers.append({**layer, "config": own, "inbound_nodes": read})
+    outputs = _renamed(config["output_layers"], pairs)
+    return {**config, "layers": layers, "output_layers": outputs}
+
+# %% ../nbs/02a_batch_norm.ipynb #02af0101
+def _norms(config):
+    "The BatchNorms of a network that can be folded, each with its convolution."
+    return _pairs(config, lambda x: x["class_name"] == "BatchNormalization")
+
+
+def _is_relu(layer):
+    name = layer["config"].get("activation")
+    return layer["class_name"] == "Activation" and name == "relu"
+
+
+def _folded_configuration(config):
     "The configuration of the folded network, and of the networks in it."
     if not isinstance(config, dict) or "layers" not in config:
         return config
-    sources, layers = _sources(config), []
-    for layer in config["layers"]:
-        if layer["name"] in sources:
-            continue
-        inner = _without_norms(layer["config"])
-        if layer["name"] in sources.values():
-            inner = {**inner, "use_bias": True}
-        read = _renamed(layer["inbound_nodes"], sources)
-        layers.append({**layer, "config": inner, "inbound_nodes": read})
-    outputs = _renamed(config["output_layers"], sources)
-    return {**config, "layers": layers, "output_layers": outputs}
+    layers = [
+        {**layer, "config": _folded_configuration(layer["config"])}
+        for layer in config["layers"]
+    ]
+    config = {**config, "layers": layers}
+    config = _joined(config, _norms(config), {"use_bias": True})
+    rectifiers = _pairs(config, _is_relu)
+    return _joined(config, rectifiers, {"activation": "relu"})
 
 # %% ../nbs/02a_batch_norm.ipynb #8b59fc01
 def _configuration(model):
@@ -113,7 +135,7 @@ def _configuration(model):
 def _fill(new, old):
     "The weights of `old`, folded, into `new`."
     layers = {layer.name: layer for layer in old.layers}
-    norms = {v: k for k, v in _sources(_configuration(old)).items()}
+    norms = {v: k for k, v in _norms(_configuration(old)).items()}
     for layer in new.layers:
         mine = layers[layer.name]
         if isinstance(layer, keras.Model):
@@ -139,6 +161,6 @@ def fold_batch_norm(
             "fold_batch_norm needs a functional model, such as retinanet_model"
             f" and retinanet_box give, not {type(model).__name__}"
         )
-    copy = type(model).from_config(_without_norms(_configuration(model)))
+    copy = type(model).from_config(_folded_configuration(_configuration(model)))
     _fill(copy, model)
-    return copy
+    return quicken(copy)

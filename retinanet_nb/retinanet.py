@@ -26,6 +26,7 @@ from retinanet_nb.model_files import (
     is_named,
     model_file,
 )
+from .quick_layers import quicken
 from .resnet50 import resnet50
 from .subnets import classification_subnet, regression_subnet
 
@@ -194,7 +195,7 @@ def retinanet_model(
     model = keras.Model(images, outputs, name="retinanet")
     if weights not in (None, "imagenet"):
         load_weights(model, weights)
-    return model
+    return quicken(model)  # A.18: the same, as the engine does it best
 
 # %% ../nbs/03c_retinanet.ipynb #739b1b91
 def read_model(
@@ -218,7 +219,7 @@ def read_model(
         ) from error
     _check_finite(model, path)
     _check_names(model, path)
-    return model
+    return quicken(model)
 
 # %% ../nbs/03c_retinanet.ipynb #c172d187
 #| code-fold: true

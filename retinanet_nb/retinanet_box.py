@@ -19,6 +19,7 @@ from .engine import keras
 from .files import _short
 from .filtering import FilterDetections
 from .hyperparameters import HyperParameters
+from .quick_layers import quicken
 from retinanet_nb.retinanet import (
     ModelCard,
     _check_names,
@@ -87,7 +88,7 @@ def _as_dtype(
     config = json.loads(json.dumps(model.get_config()))
     copy = type(model).from_config(_exchanged(config, policies, dtype))
     copy.set_weights(model.get_weights())
-    return copy
+    return quicken(copy)
 
 # %% ../nbs/04d_retinanet_box.ipynb #5e0b4d02
 def _exchanged(config, policies, dtype):

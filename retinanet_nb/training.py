@@ -35,6 +35,7 @@ from retinanet_nb.progress import (
     _fit,
     current_detector,
 )
+from .quick_layers import lay_out, quicken
 from .retinanet import model_card, read_model, retinanet_model
 from .retinanet_box import retinanet_box
 from retinanet_nb.runs import (
@@ -87,7 +88,7 @@ class _Parts(keras.Model):
         card = model_card(model)
         if hyperparameters is None:
             hyperparameters = card.hyperparameters if card else HyperParameters()
-        self.model, self.hyperparameters = model, hyperparameters
+        self.model, self.hyperparameters = quicken(model), hyperparameters
         self.custom = [read_part(part) for part in (anchors, coder, matcher)]
         anchors, coder, matcher = self.custom
         self.anchors = anchors or AnchorGenerator(hyperparameters.anchors)
@@ -293,6 +294,7 @@ def build_trainer(
     trainer.build((None, *h.image_size, 3))
     # else TensorFlow makes its variables inside the step, and traces that twice
     trainer.optimizer.build(trainer.trainable_variables)
+    lay_out(trainer.optimizer.variables)
     return trainer
 
 
