@@ -44,7 +44,7 @@ def _folded(convolution, norm):
 
 # %% ../nbs/02a_batch_norm.ipynb #19cccd2a
 #| code-fold: true
-#| code-summary: "Who reads whom, in a configuration"
+#| code-summary: "Which layer reads which, in a configuration"
 def _read(part):
     "The places in a configuration where a layer's output is read: [name, …]."
     if isinstance(part, dict):
@@ -105,7 +105,7 @@ def _joined(config, pairs, change):
 
 # %% ../nbs/02a_batch_norm.ipynb #02af0101
 def _norms(config):
-    "The BatchNorms of a network that can be folded, each with its convolution."
+    "Each BatchNorm of a network that can be folded, with its convolution."
     return _pairs(config, lambda x: x["class_name"] == "BatchNormalization")
 
 

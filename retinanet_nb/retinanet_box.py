@@ -76,10 +76,13 @@ def _policies(
 def _as_dtype(
     model: keras.Model,  # of retinanet_model
     dtype: str | None,  # "float32", "mixed_bfloat16", …; None: as it is
+    fold: bool,  # BatchNorm into the convolutions
 ) -> keras.Model:
     """`model` itself where it computes in `dtype` already and isn't compiled;
     else one that does and isn't, with the same weights, shared where possible.
     """
+    if fold:
+        model = fold_batch_norm(model)
     policies = _policies(model)
     if dtype is None or policies <= {dtype}:
         if not model.compiled:
@@ -211,9 +214,7 @@ def retinanet_box(
     nms_threshold: float | None = None,  # a better box suppresses above it
     max_detections: int | None = None,  # D
     pre_nms_top_k: int | None = None,  # candidates that enter suppression
-    # "float32"; "mixed_bfloat16", or "bfloat16" with weights of half the size,
-    # for speed; None: as the model computes
-    dtype: str | None = "float32",
+    dtype: str | None = "float32",  # mixed_bfloat16, bfloat16; None: the model's
     top_k_per_level: bool | None = None,  # so many candidates from each level
     anchors=None,  # one's own part, in place of AnchorGenerator
     coder=None,  # in place of box_coder; the one the model was trained with
@@ -225,9 +226,8 @@ def retinanet_box(
     RGB pictures 0…255 (B, H, W, 3) of any size → boxes (B, D, 4) in pixels of the
     picture, scores (B, D) falling, labels (B, D) int32; D is `max_detections`,
     and −1 fills up. The weights are shared with `model` where it computes in
-    `dtype`; a model trained in another precision is copied, and so is a folded
-    one. Raises `ValueError`
-    for another model or a wrong argument. Source: Lin et al. 2017, section 4.1.
+    `dtype` and isn't folded; else they are copied. Raises `ValueError` for another
+    model or a wrong argument. Source: Lin et al. 2017, section 4.1.
     """
     network = _network(model, dtype)
     h, names = _settings(
@@ -241,9 +241,7 @@ def retinanet_box(
         top_k_per_level=top_k_per_level,
     )
     images = keras.Input((None, None, 3), name="images")
-    if fold:
-        network = fold_batch_norm(network)
-    outputs = _as_dtype(network, dtype)(images)
+    outputs = _as_dtype(network, dtype, fold)(images)
     parts = (anchors, coder, filter)
     found = _stages(images, outputs, h, class_specific_filter, nms, parts)
     card = DetectorCard(h, names, name="detections", dtype="float32")
