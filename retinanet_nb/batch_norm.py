@@ -149,8 +149,8 @@ def _fill(new, old):
 def fold_batch_norm(
     model: keras.Model,  # functional: of retinanet_model, retinanet_box, …
 ) -> keras.Model:  # of the same kind, with weights of its own
-    """The same network for use, its BatchNorms folded into the convolutions before
-    them: the same outputs but for rounding, in less time.
+    """The same network for use, BatchNorm folded into the convolutions: the same
+    outputs but for rounding, in less time.
 
     A BatchNorm that doesn't follow a convolution stays. The copy isn't made for
     training, and what `model` learns later doesn't reach it. Raises `ValueError`
