@@ -1,5 +1,6 @@
 """What mutation testing found untested in the generator: exact crops, what is drawn, options, what is made ahead."""
 
+import dataclasses
 import inspect
 import threading
 import warnings
@@ -142,6 +143,11 @@ def test_options_and_defaults(data, monkeypatch):
         (module.TrainGenerator, "seed", 0),
         (module.TrainGenerator, "workers", 2),
         (module.TrainGenerator, "training", True),
+        (BatchMaker, "transform", None),
+        (module.TrainGenerator, "transform", None),
+        (module.TrainGenerator, "weights", None),
+        (train_generator, "transform", None),
+        (train_generator, "weights", None),
     ):
         assert inspect.signature(function).parameters[name].default == value
     assert MAX_BATCH_BYTES == 2**31
@@ -511,13 +517,17 @@ def test_what_make_example_hands_on(monkeypatch):
 # --- where the luck of a picture comes from -----------------------------------------------------------------------------
 
 
-class Told(BatchMaker):
-    "Notes which pictures are asked for, by which addresses, on which canvas."
+def telling(*arguments):
+    "A `BatchMaker` that notes which pictures are asked for, by which addresses, on which canvas; and its notes."
+    maker, told = BatchMaker(*arguments), []
 
-    def single(self, j, address, hyperparameters):
-        self.__dict__.setdefault("told", []).append((j, address, hyperparameters.image_size))
+    def single(j, address, hyperparameters):
+        told.append((j, address, hyperparameters.image_size))
         H, W = hyperparameters.image_size
         return np.full((H, W, 3), j, np.uint8), np.array([[0, 0, 1, 1]]), np.array([j])
+
+    maker.single = single
+    return maker, told
 
 
 @pytest.mark.parametrize(
@@ -526,10 +536,10 @@ class Told(BatchMaker):
 def test_addresses_of_pictures_alone(data, again, address):
     rest = () if again is None else (np.int64(again),)
     for mosaics, augment in ((0.0, True), (1.0, False)):
-        maker = Told(data, HP.replace(mosaic=mosaics), augment, 7)
+        maker, told = telling(data, HP.replace(mosaic=mosaics), augment, 7)
         image, boxes, labels = maker.example(2, 4, *rest)
-        assert maker.told == [(2, address, (40, 60))] and labels.tolist() == [2]
-        assert all(type(number) is int for number in maker.told[0][1])
+        assert told == [(2, address, (40, 60))] and labels.tolist() == [2]
+        assert all(type(number) is int for number in told[0][1])
     assert inspect.signature(BatchMaker.example).parameters["again"].default == 0
     assert inspect.signature(BatchMaker.batch).parameters["repeats"].default is None
 
@@ -541,20 +551,20 @@ def test_addresses_of_the_four_of_a_mosaic(data, again, address):
     luck, cut, others = rng.random(), rng.uniform(0.3, 0.7, 2), rng.integers(6, size=3)
     cells = mosaic_cells((40, 60), cut)
     four = [2, *others.tolist()]
-    maker = Told(data, HP.replace(mosaic=1.0), True, 7)
+    maker, told = telling(data, HP.replace(mosaic=1.0), True, 7)
     canvas, boxes, labels = maker.example(2, 4, again)
-    assert maker.told == [(j, (*address, 2, n), cells[n][2:]) for n, j in enumerate(four)]
+    assert told == [(j, (*address, 2, n), cells[n][2:]) for n, j in enumerate(four)]
     parts = [(np.full((*cell[2:], 3), j, np.uint8), [[0, 0, 1, 1]], [j]) for j, cell in zip(four, cells)]
     is_same((canvas, boxes, labels), mosaic(parts, cells))
     # below the probability, not at it
     for probability, made in ((luck, 1), (np.nextafter(luck, 1), 4)):
-        maker = Told(data, HP.replace(mosaic=float(probability)), True, 7)
+        maker, told = telling(data, HP.replace(mosaic=float(probability)), True, 7)
         maker.example(2, 4, again)
-        assert len(maker.told) == made
+        assert len(told) == made
     # and the luck of the picture alone is that without mosaics
-    maker = Told(data, HP.replace(mosaic=float(luck)), True, 7)
+    maker, told = telling(data, HP.replace(mosaic=float(luck)), True, 7)
     maker.example(2, 4, again)
-    assert maker.told == [(2, address, (40, 60))]
+    assert told == [(2, address, (40, 60))]
 
 
 def test_a_picture_takes_its_luck_from_its_address_and_a_transform_from_another(data):
@@ -577,26 +587,36 @@ def test_a_picture_takes_its_luck_from_its_address_and_a_transform_from_another(
     assert not drawn and maker.transform.classes == 1 and maker.transform.most == 1
 
 
+NO_FLAGS = dict.fromkeys(("difficult", "crowd", "truncated"))
+
+
 def test_room_for_the_objects_of_a_batch(data):
     mosaics = HP.replace(mosaic=0.5)
     for hp, augment, room in ((HP, True, 1), (HP, False, 1), (mosaics, True, 4), (mosaics, False, 1)):
         assert BatchMaker(data, hp, augment).max_objects == room
     maker = BatchMaker(data, mosaics, True, transform=lambda *example: example[:3])
     assert maker.transform.most == 1  # of each of the four
+    records = [
+        data[0],
+        dataclasses.replace(data[1], boxes=np.zeros((0, 4)), labels=np.zeros(0, int), **NO_FLAGS),
+    ]
+    assert BatchMaker(records[1:], HP, True).max_objects == 1  # room for one, and none is there
+    several = dataclasses.replace(data[0], boxes=np.tile(BOXES, (2, 1)), labels=np.zeros(4, int), **NO_FLAGS)
+    assert BatchMaker([*records, several], HP, True).max_objects == 4
     nameless = BatchMaker(list(data), HP, True, transform=lambda *example: example[:3])
     assert nameless.transform.classes is None
 
 
 def test_how_often_a_picture_came_before_reaches_it(data):
-    maker = Told(data, HP, True, 7)
+    maker, told = telling(data, HP, True, 7)
     images, targets = maker.batch(np.array([1, 4, 1]), 2, np.array([0, 0, 1]))
-    assert [(j, address) for j, address, _ in maker.told] == [
+    assert [(j, address) for j, address, _ in told] == [
         (1, (7, 2, 1)), (4, (7, 2, 4)), (1, (7, 2, 1, 3, 1))
     ]  # fmt: skip
     assert images[:, 0, 0, 0].tolist() == [1, 4, 1] and targets["labels"].tolist() == [[1], [4], [1]]
-    maker.told.clear()
+    told.clear()
     maker.batch([5, 5], 0)
-    assert [address for _, address, _ in maker.told] == [(7, 0, 5)] * 2
+    assert [address for _, address, _ in told] == [(7, 0, 5)] * 2
 
 
 # --- weights -------------------------------------------------------------------------------------------------------------
