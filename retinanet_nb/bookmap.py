@@ -32,6 +32,7 @@ PARTS = (
     ("7.4", "7.4 mistakes\nand why", "mistakes", 176, 268, 90, 44),
     ("3.4", "3.4 weights\ntrained by others", "weights", 150, 204, 100, 44),
     ("9.1", "9.1 export\nother runtimes", "export", 384, 268, 90, 44),
+    ("9.2", "9.2 machines\nshared work", "machines", 384, 196, 90, 44),
     ("8", "8 demo\nthe whole of it", "demo", 510, 268, 108, 44),
 )
 # a line of points, each the start of the next stretch; the last one has the head

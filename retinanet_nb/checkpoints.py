@@ -28,6 +28,7 @@ from retinanet_nb.files import (
     sync,
     write_json,
 )
+from .team import Team
 
 # %% ../nbs/90j_checkpoints.ipynb #ac3af4bc
 @dataclass
@@ -271,7 +272,8 @@ class Stopped(KeyboardInterrupt):
 class _Signals:
     "Inside the `with` block, a first Ctrl-C or SIGTERM waits until `obey`."
 
-    def __init__(self):
+    def __init__(self, team=Team()):
+        self.team = team
         self.asked = None  # number of the signal that waits
         self.at_once = False  # whether nothing would be lost just now
 
@@ -306,6 +308,7 @@ class _Signals:
             )
 
     def obey(self):
-        "Raise `Stopped` where a signal waits."
-        if self.asked is not None:
-            raise Stopped(self.asked)
+        "Raise `Stopped` where a signal waits, here or in another process."
+        (asked,) = self.team.highest(self.asked or 0)
+        if asked:
+            raise Stopped(asked)

@@ -15,6 +15,7 @@ import os
 import shlex
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from fastcore.script import Param, store_true
@@ -598,6 +599,9 @@ def retinanet_train(
     checkpoint_minutes: float = None,  # between two checkpoints; default: 10
     images: str = None,  # folder of the pictures (COCO)
     val_images: str = None,  # folder of the pictures of --val_data (COCO)
+    # devices of this machine that share each batch (engine JAX); several
+    # processes and machines are set up as in chapter 9.2
+    devices: int = None,
     # refuse irregular annotations instead of dropping and reporting them
     strict: store_true = False,
     # VOC files whose corners count from 0 instead of 1
@@ -609,8 +613,10 @@ def retinanet_train(
     version: _Version = THIS,
 ):
     "Train a RetinaNet on DATA; everything about the run is kept in one folder."
-    recipe = preset or _default_preset(weights, data)
-    run, base, about, names = _beginning(run, resume, recipe, classes)
+    team = _team(devices)
+    with _agreed(team):
+        recipe = preset or _default_preset(weights, data)
+        run, base, about, names = _beginning(run, resume, recipe, classes)
     numbers = dict(
         epochs=epochs,
         batch_size=batch_size,
@@ -646,17 +652,37 @@ def retinanet_train(
     about = {**ABOUT, **about, **{k: v for k, v in said.items() if v is not None}}
     if find_learning_rate:
         return _search_rate(resume, h, about, names, layers)
-    _train(run, resume is not None, h, about, names, layers)
+    _train(run, resume is not None, h, about, names, layers, team, devices)
+
+# %% ../nbs/10a_cli_train.ipynb #90de0201
+def _team(devices):
+    "The team that was asked for, connected; `None` where nobody asked."
+    if devices is None and not os.environ.get("KERAS_DISTRIBUTION_NUM_PROCESSES"):
+        return None
+    with _hushed():
+        from retinanet_nb.team import hurry, join_team
+    team = join_team(devices)
+    if team.count > 1:
+        hurry()  # until the training has ended well
+    if not team.first:
+        sys.stdout = open(os.devnull, "w")
+    return team
+
+
+def _agreed(team):
+    "A `with` block whose errors are those of the whole team."
+    return nullcontext() if team is None else team.agreed()
 
 # %% ../nbs/10a_cli_train.ipynb #5455e9e5
-def _train(run, resume, h, about, names, layers):
+def _train(run, resume, h, about, names, layers, team=None, devices=None):
     "Open the data, train, and say what came out."
     if not about.get("path"):
         text = "which data set? Give a folder, or a .json, .csv or .yaml file"
         if resume:
             text = f"the run in {run} does not say where its data lies: name it"
         raise ValueError(text)
-    dataset, validation = _open_both(about, names, resume, h.seed)
+    with _agreed(team):
+        dataset, validation = _open_both(about, names, resume, h.seed)
     if not resume:
         h = _settled(dataset, h, layers)
     with _hushed():
@@ -674,12 +700,13 @@ def _train(run, resume, h, about, names, layers):
                 tensorboard=about["tensorboard"],
                 about={"data": about},
                 hint=False,  # the command's own follows
+                devices=devices,
                 **{name: about[name] for name in timing},
             )
     except training.Terminated as stopped:  # by SIGTERM, and everything is kept
-        _tell_run(stopped.run)
+        _tell_run(stopped.run, team)
         raise
-    _tell_run(result)
+    _tell_run(result, team)
     if result.interrupted:
         # so that a script does not go on as if all were done
         raise KeyboardInterrupt
@@ -701,8 +728,10 @@ def _search_rate(resume, h, about, names, layers):
     print(learning_rate.find_learning_rate(dataset, h))
 
 # %% ../nbs/10a_cli_train.ipynb #9470f165
-def _tell_run(result):
+def _tell_run(result, team=None):
     "Say where everything is, and how to go on where the run was stopped."
+    if team is not None and not team.first:
+        return
     print(f"\n{result}")
     for name, file in (
         ("detector", "detector.keras"),

@@ -603,6 +603,9 @@ def evaluate(
     score_threshold: float | None = None,
     progress: bool = True,  # a bar on standard error
     coco: bool = True,  # also COCO's figures
+    # a function of the same arguments in place of predict, such as one that
+    # shares the work out
+    predict=predict,
 ) -> Report:
     """Run a detector over a data set and report how good it is. Labels are
     matched by class name.

@@ -234,6 +234,17 @@ def _check_size(
         )
     return size
 
+# %% ../nbs/06c_generator.ipynb #90de0301
+def _check_share(share, batch_size):
+    "`share`, or `ValueError` where a batch has no such equal parts."
+    which, many = share
+    if not 0 <= which < many or batch_size % many:
+        raise ValueError(
+            f"share {share} of a batch of {batch_size}: the first number counts"
+            " from 0 up to the second, which divides the batch"
+        )
+    return which, many
+
 # %% ../nbs/06c_generator.ipynb #4b986a53
 #| code-fold: true
 MOSAIC_CUT = 0.3, 0.7  # a mosaic is cut between these shares of its sides
@@ -526,6 +537,7 @@ class TrainGenerator(Epochs, keras.utils.PyDataset):
         workers: int = 2,  # threads; 0: none
         transform=None,  # a function (image, boxes, labels, rng), in training
         weights=None,  # (pictures,) how often an epoch shows each, in training
+        share: tuple = (0, 1),  # (which, of how many) equal parts of each batch
     ):
         # Keras's own enqueuer stays out (workers=1): with the JAX engine it hands
         # out the batches of an epoch in the wrong order
@@ -539,7 +551,10 @@ class TrainGenerator(Epochs, keras.utils.PyDataset):
         self.dataset, self.hyperparameters = dataset, hyperparameters
         self.training, self.seed = training, self.order.seed
         self.batch_size = self.order.batch_size
-        size = _check_size(hyperparameters.image_size, self.batch_size)
+        self.share = _check_share(share, self.batch_size)
+        size = _check_size(
+            hyperparameters.image_size, self.batch_size // self.share[1]
+        )
         self.maker = BatchMaker(
             dataset, hyperparameters, training, self.seed, transform
         )
@@ -556,11 +571,17 @@ class TrainGenerator(Epochs, keras.utils.PyDataset):
         i: int,  # batch of the whole epoch, from 0
         epoch: int,  # from 0
     ) -> tuple:  # images, targets
-        "Batch `i` of `epoch`: a pure function of (seed, epoch, i)."
+        """Batch `i` of `epoch`, or this process's share of it: a pure function of
+        (seed, epoch, i).
+        """
+        which, many = self.share
+        some = self.batch_size // many
+        mine = slice(which * some, (which + 1) * some if many > 1 else None)
         repeats = None
         if self.order.weights is not None:
-            repeats = self.order.repeats(epoch, i)
-        return self.maker.batch(self.order.batch(epoch, i), epoch, repeats)
+            repeats = self.order.repeats(epoch, i)[mine]
+        pictures = self.order.batch(epoch, i)[mine]
+        return self.maker.batch(pictures, epoch, repeats)
 
     def _make(self, key):
         "What the shelf makes for a key (epoch, batch)."
@@ -621,8 +642,7 @@ class TrainGenerator(Epochs, keras.utils.PyDataset):
 # %% ../nbs/06c_generator.ipynb #8a67eadf
 def train_generator(
     dataset,  # a sequence of Record: VOCDataset, COCODataset, CSVDataset, Records
-    # HyperParameters: image_size, and what varies the pictures
-    hyperparameters,
+    hyperparameters,  # HyperParameters: image_size, what varies the pictures
     batch_size: int = None,  # B; None: hyperparameters.batch_size
     training: bool = True,  # shuffle and augment; False: in order, as they are
     seed: int = None,  # of order and augmentation; None: hyperparameters.seed
@@ -634,6 +654,7 @@ def train_generator(
     # (pictures,) how often an epoch shows each in training, such as 1, 2.5 or 0;
     # None: what hyperparameters.repeat_rare asks for
     weights=None,
+    share: tuple = (0, 1),  # (which, of how many) equal parts of each batch
 ) -> TrainGenerator:  # a keras.utils.PyDataset
     """Batches for `fit(…, shuffle=False)`: pictures (B, H, W, 3) uint8 and a
     dictionary of `boxes` (B, M, 4) float32 and `labels` (B, M) int32.
@@ -649,16 +670,16 @@ def train_generator(
     and an error names the picture. Raises `ValueError` for a data set without
     pictures, options out of range, and batches too large for memory.
     """
-    hp = hyperparameters
     return TrainGenerator(
         dataset,
-        hp,
-        hp.batch_size if batch_size is None else batch_size,
+        hyperparameters,
+        hyperparameters.batch_size if batch_size is None else batch_size,
         training,
-        hp.seed if seed is None else seed,
+        hyperparameters.seed if seed is None else seed,
         min(os.cpu_count() or 1, 8) if workers is None else workers,
         transform,
         weights,
+        share,
     )
 
 # %% ../nbs/06c_generator.ipynb #5133b852

@@ -12,17 +12,19 @@ import math
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 from tqdm import tqdm
 
-from .checkpoints import Checkpoint, State, _Signals
+from .checkpoints import State, Stopped, _Signals
 from .engine import keras, ops
 from .evaluation import evaluate
 from .files import finite
 from .parts import of_detector, own_measure
 from .retinanet_box import retinanet_box
-from .runs import _tensorboard
+from .runs import _states, _tensorboard
+from .team import Team, predict_together
 
 # %% ../nbs/90m_progress.ipynb #8211b908
 def _duration(seconds):
@@ -186,9 +188,12 @@ def current_detector(
     return cache.detector
 
 
-def _measured(detector, validation, metric):
+def _measured(detector, validation, metric, team=Team()):
     "The figure named `metric` of a detector, a number that may be NaN."
-    report = evaluate(detector, validation, progress=False, coco=metric == "coco")
+    options = dict(progress=False, coco=metric == "coco")
+    if team.count > 1:
+        options["predict"] = partial(predict_together, team)
+    report = evaluate(detector, validation, **options)
     if hasattr(report, "metric"):
         return float(report.metric(metric))
     if metric == "coco":
@@ -198,10 +203,12 @@ def _measured(detector, validation, metric):
 
 def _judged(detector, options, metric):
     "The figure that decides, by a function of one's own where there is one."
-    own, pictures = options.parts.metric, options.validation
-    if own is not None:
-        return own_measure(own, detector, pictures)
-    return _measured(detector, pictures, metric)
+    own, pictures, team = options.parts.metric, options.validation, options.team
+    if own is None:
+        return _measured(detector, pictures, metric, team)
+    # it can't be shared out: the first process asks, and the others wait
+    score = own_measure(own, detector, pictures) if team.first else None
+    return team.told(score)
 
 # %% ../nbs/90m_progress.ipynb #90d2b6c1
 def _copied(model):
@@ -209,7 +216,7 @@ def _copied(model):
 
 
 @contextmanager
-def _averaged(trainer):
+def _averaged(trainer, team=Team()):
     "Inside the block the model has the weights to test and to keep."
     if not trainer.optimizer.use_ema:
         yield trainer.model
@@ -218,15 +225,29 @@ def _averaged(trainer):
     trainer.optimizer.finalize_variable_values(trainer.trainable_weights)
     # under JAX they are the optimizer's very arrays now, and prediction gives
     # its arrays away
-    trainer.model.set_weights(_copied(trainer.model))
+    team.put(trainer.model.weights, _copied(trainer.model))
     try:
         yield trainer.model
     finally:
-        trainer.model.set_weights(learning)
+        team.put(trainer.model.weights, learning)
+
+# %% ../nbs/90m_progress.ipynb #90de0402
+def _wrapped(trainer, cache, options):
+    "A detector with the weights of this moment, of this process alone."
+    own, team = of_detector(options.parts), options.team
+    if cache.detector is None and team.distribution is not None:
+        cache.detector = retinanet_box(team.copied(trainer.model), **own)
+    return current_detector(trainer, cache, own)
+
+
+def _write(mine, name, model, team):
+    "Write a model into the folder of a run."
+    with team.alone():
+        mine.write(name, model.save)
 
 # %% ../nbs/90m_progress.ipynb #2b94e7fa
-class _Publisher:
-    "Writes what follows from the state of a complete epoch: models and history."
+class _Judge:
+    "Measures the model of a complete epoch, and keeps it where it is the best."
 
     def __init__(self, mine, signals, options):
         self.mine, self.signals, self.options = mine, signals, options
@@ -240,34 +261,40 @@ class _Publisher:
             and _due(entry["epoch"], h.epochs, self.options.validate_every)
         )
 
+    def measure(self, trainer, history):
+        "Measure the model; keep it where it is better than those before."
+        h, team = trainer.hyperparameters, self.options.team
+        before = _scores(history, _measure(h))
+        # resuming would measure again; others of a team would wait for us
+        self.signals.at_once = team.count == 1
+        try:
+            with team.alone():
+                detector = _wrapped(trainer, self, self.options)
+                score = _judged(detector, self.options, h.best_metric)
+        finally:
+            self.signals.at_once = False
+        if not before or score > max(before):
+            _write(self.mine, "best.keras", trainer.model, team)
+        history[-1][_measure(h)] = finite(score)
+        return score
+
+# %% ../nbs/90m_progress.ipynb #90de0403
+class _Publisher(_Judge):
+    "Writes what follows from the state of a complete epoch: models and history."
+
     def publish(self, trainer, state):
         "Write it all. Gives the new measurement, or `None`."
         score = None
-        with _averaged(trainer) as model:
+        with _averaged(trainer, self.options.team) as model:
             if not state.kept:
-                self.mine.write("last.keras", model.save)
+                _write(self.mine, "last.keras", model, self.options.team)
                 self.mine.write_json("history.json", state.history)
             self.signals.obey()
             if self.is_due(trainer.hyperparameters, state.history[-1]):
                 score = self.measure(trainer, state.history)
                 self.mine.write_json("history.json", state.history)
         state.kept = True
-        Checkpoint(self.mine.folder).mark(state)
-        return score
-
-    def measure(self, trainer, history):
-        "Measure the model; keep it where it is better than those before."
-        h, own = trainer.hyperparameters, self.options.parts
-        before = _scores(history, _measure(h))
-        detector = current_detector(trainer, self, of_detector(own))
-        self.signals.at_once = True  # resuming would measure again
-        try:
-            score = _judged(detector, self.options, h.best_metric)
-        finally:
-            self.signals.at_once = False
-        if not before or score > max(before):
-            self.mine.write("best.keras", trainer.model.save)
-        history[-1][_measure(h)] = finite(score)
+        _states(self.mine).mark(state)
         return score
 
 # %% ../nbs/90m_progress.ipynb #6a1db8f4
@@ -297,8 +324,8 @@ class _Bookkeeping(keras.callbacks.Callback):
     def __init__(self, mine, trainer, generator, state, options):
         super().__init__()
         self.mine, self.generator, self.state = mine, generator, state
-        self.signals, self.options = _Signals(), options
-        self.checkpoint = Checkpoint(mine.folder)
+        self.team, self.options = options.team, options
+        self.signals, self.checkpoint = _Signals(self.team), _states(mine)
         self.publisher = _Publisher(mine, self.signals, options)
         self.learning = None
         self.set_model(trainer)
@@ -313,7 +340,7 @@ class _Bookkeeping(keras.callbacks.Callback):
         h = self.model.hyperparameters
         history = [*self.state.history, _entry(self, epoch, logs)]
         self.state = State(epoch + 1, history=history, kept=False)
-        self.checkpoint.save(self.model, self.state)
+        self.keep(self.state)
         score = self.publisher.publish(self.model, self.state)
         if score is not None:
             logs[_measure(h)] = score  # also for callbacks that come later
@@ -324,6 +351,12 @@ class _Bookkeeping(keras.callbacks.Callback):
         # fit puts the average into the weights when it ends
         self.learning = _copied(self.model.model)
         self.signals.obey()
+
+    def keep(self, state):
+        "Write a state; in a team the first process does, without the others."
+        trainer = self.model
+        with self.team.alone():
+            self.checkpoint.save(trainer, state)
 
 # %% ../nbs/90m_progress.ipynb #e7318ab2
 class _Steps(keras.callbacks.Callback):
@@ -341,10 +374,13 @@ class _Steps(keras.callbacks.Callback):
         if books.state.step == len(books.generator):
             return  # the end of the epoch writes its own
         since = time.monotonic() - books.written
-        stop = books.signals.asked is not None
-        if stop or since >= 60 * books.options.checkpoint_minutes:
+        due = since >= 60 * books.options.checkpoint_minutes
+        # what one process of a team knows, all must do
+        stop, due = books.team.highest(books.signals.asked or 0, due)
+        if stop or due:
             self.save()
-        books.signals.obey()
+        if stop:
+            raise Stopped(stop)
 
     def save(self):
         "Write the state in the middle of the epoch."
@@ -358,7 +394,7 @@ class _Steps(keras.callbacks.Callback):
             seconds,
             waiting,
         )
-        books.checkpoint.save(books.model, state)
+        books.keep(state)
         books.written = time.monotonic()
 
 # %% ../nbs/90m_progress.ipynb #4f0c6b9a
@@ -421,7 +457,7 @@ def _fit_parts(books, callbacks):
     if books.state.step:
         rest, epoch = _Rest(generator, books.state.step), books.state.epoch
         trainer.fit(rest, initial_epoch=epoch, epochs=epoch + 1, **options)
-        trainer.model.set_weights(books.learning)
+        books.team.put(trainer.model.weights, books.learning)
         generator.set_epoch(books.state.epoch)
     if not _exhausted(books.state.history, h) and books.state.epoch < h.epochs:
         epoch = books.state.epoch
@@ -437,11 +473,11 @@ def _fit(books, callbacks):
         done = state.epoch * len(generator) + state.step
         between.append(_Progress(len(generator), h.epochs, done))
     between += [books, *callbacks]
-    if options.tensorboard:
+    if options.tensorboard and options.team.first:
         between.append(_tensorboard(books.mine.folder))
     between.append(_Steps(books))
     try:
-        with books.signals:
+        with books.signals, options.team.scope():
             _fit_parts(books, between)
     except KeyboardInterrupt as stopped:
         return stopped

@@ -12,13 +12,13 @@ import hashlib
 import json
 import signal
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from . import __version__
-from .checkpoints import _place
+from .checkpoints import Checkpoint, _place
 from .engine import keras
 from retinanet_nb.files import (
     MANIFEST,
@@ -33,6 +33,7 @@ from .parts import OwnParts
 from .pictures import read_header
 from .records import check_records
 from .resnet50 import BACKBONES
+from .team import Team, WorkerLost
 
 # %% ../nbs/90k_runs.ipynb #5b0e92d7
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class _Options:
     progress: bool
     tensorboard: bool
     parts: OwnParts = OwnParts()
+    team: Team = Team()
 
     def check(self, hyperparameters):
         "Raise `ValueError` that names the option at fault."
@@ -328,6 +330,62 @@ def _own_folder(run, resume, config, about):
             with suppress(OSError):  # it may be closed to us
                 sync(above)
         yield mine
+
+# %% ../nbs/90k_runs.ipynb #90de0001
+class _Nowhere:
+    """Stands in for the folder of a run in all processes of a team but the first:
+    whatever is written into it is nowhere.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def write(self, name, write):
+        return self.folder / name
+
+    write_json = write
+
+
+class _NoStates(Checkpoint):
+    "The states there: none, and none is kept."
+
+    def states(self):
+        return []
+
+    def save(self, trainer, state):
+        return self.folder / state.name
+
+    def mark(self, state):
+        pass
+
+
+def _states(mine):
+    "Where the states of a run go."
+    kind = _NoStates if isinstance(mine, _Nowhere) else Checkpoint
+    return kind(mine.folder)
+
+# %% ../nbs/90k_runs.ipynb #90de0003
+@contextmanager
+def _shared_folder(team, run, resume, config, about):
+    "The folder of a run for every process of a team; only the first has one."
+    with ExitStack() as stack:
+        with team.agreed():
+            mine = None
+            if team.first:
+                own = _own_folder(run, resume, config, about)
+                mine = stack.enter_context(own)
+        said = (str(mine.folder), config) if team.first else None
+        folder, theirs = team.told(said)
+        with team.agreed():
+            same = {k: v for k, v in theirs.items() if k not in (about or {})}
+            differ = [k for k, v in same.items() if v != config.get(k)]
+            if differ:
+                raise WorkerLost(
+                    f"worker {team.rank} was given something else than worker 0"
+                    f" ({', '.join(differ)}): start all with the same pictures and"
+                    " options"
+                )
+        yield mine if team.first else _Nowhere(folder)
 
 # %% ../nbs/90k_runs.ipynb #6b18d463
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ __all__ = ['RetinaNetTrainer', 'learning_rate_schedule', 'make_optimizer', 'buil
 #| code-summary: "Imports"
 import signal
 import sys
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from .anchors import AnchorGenerator, read_part
 from .boxes import box_coder
-from .checkpoints import Checkpoint, State, Stopped
+from .checkpoints import Checkpoint, State, Stopped, _seeds
 from .engine import keras, ops
 from .generator import train_generator
 from .hyperparameters import HyperParameters
@@ -47,11 +48,13 @@ from retinanet_nb.runs import (
     _config,
     _enough_memory,
     _Options,
-    _own_folder,
     _say_stopped,
+    _shared_folder,
+    _states,
     out_of_memory,
 )
 from .targets import Matcher, assign_targets
+from .team import join_team
 
 # made elsewhere, and importable from here as well
 _all_ = ["Checkpoint", "State", "Stopped", "current_detector"]
@@ -298,15 +301,42 @@ def build_trainer(
     return trainer
 
 
-def _set_up(names, h, generator, checkpoint, resume, parts):
+def _set_up(names, h, optimizer, checkpoint, resume, parts):
     "The trainer of a run and the state that it begins with."
     # a run that was cut before its first state starts as it did then
     going_on = resume and checkpoint.newest() is not None
-    steps = h.epochs * len(generator)
-    optimizer = optimizer_of(parts, partial(make_optimizer, h), steps)
     trainer = build_trainer(names, h, optimizer, not going_on, parts)
     state = checkpoint.load(trainer) if going_on else State()
     return trainer, state
+
+# %% ../nbs/07b_training.ipynb #90de0101
+def _set_up_together(names, h, optimizer, checkpoint, resume, parts, team):
+    """The same for a team, of which only the first process has files to start
+    from: it tells the others.
+    """
+    with team.scope():
+        shared = optimizer
+        if team.distribution is not None:  # its variables lie on all devices
+            shared = type(optimizer).from_config(optimizer.get_config())
+        if team.count == 1:
+            return _set_up(names, h, shared, checkpoint, resume, parts)
+        trainer = build_trainer(names, h, shared, False, parts)
+    state, own = State(), None
+    with team.agreed(), team.alone():
+        if team.first and (resume or h.weights):
+            own, state = _set_up(names, h, optimizer, checkpoint, resume, parts)
+    means = [mean.tolist() for mean in state.means]
+    has, state = team.told([own is not None, {**asdict(state), "means": means}])
+    if has:
+        values = own and [ops.convert_to_numpy(v) for v in _everything(own)]
+        team.given(_everything(trainer), values)
+    return trainer, State(**state)
+
+
+def _everything(trainer):
+    "All variables that a state holds."
+    rest = [*_seeds(trainer), *trainer.optimizer.variables]
+    return [*trainer.weights, *rest]
 
 # %% ../nbs/07b_training.ipynb #23ff267f
 #| code-fold: true
@@ -359,6 +389,8 @@ def _finish(books, stopped):
     h, every = books.model.hyperparameters, books.options.validate_every
     wanted = ["best.keras"] if _best_counts(state.history, h, every) else []
     kept = [mine.folder / name for name in (*wanted, "last.keras")]
+    if not books.team.first:
+        kept = []
     kept = [path for path in kept if path.exists() and state.history]
     ended = state.kept and (
         state.epoch == h.epochs or _exhausted(state.history, h)
@@ -371,32 +403,49 @@ def _finish(books, stopped):
         whole = retinanet_box(model, **of_detector(books.options.parts))
         detector = mine.write("detector.keras", whole.save)
         mine.write("curves.png", plot_history(state.history).savefig)
+    else:
+        model = books.team.copied(model)
     return Run(
         model, state.history, mine.folder, detector, interrupted, state.step
     )
 
 # %% ../nbs/07b_training.ipynb #c1b7e8d0
+def _checked(dataset, h, options, about):
+    "What `config.json` will say, of data that is looked at."
+    options.team.check(h.batch_size)
+    _check_dataset(dataset, "training")
+    validation = options.validation
+    if validation is not None:
+        _check_validation(validation, list(dataset.class_names))
+    config = _config(dataset, h, validation, about)
+    return {**config, **options.parts.named()}
+
+
 def _train(dataset, h, run, resume, callbacks, about, options, hint):
     "A run with options that are checked: what stopped it, if anything, and it."
-    _check_dataset(dataset, "training")
-    names, validation = list(dataset.class_names), options.validation
-    if validation is not None:
-        _check_validation(validation, names)
-    parts = options.parts
-    config = {**_config(dataset, h, validation, about), **parts.named()}
-    with _own_folder(run, resume, config, about) as mine, _enough_memory(h):
+    parts, team = options.parts, options.team
+    with team.agreed():
+        config = _checked(dataset, h, options, about)
+    names = list(dataset.class_names)
+    folder = _shared_folder(team, run, resume, config, about)
+    with folder as mine, _enough_memory(h):
         generator = train_generator(
             dataset,
             h,
             workers=options.workers,
             transform=parts.transform,
             weights=parts.weights,
+            share=(team.rank, team.count),
         )
-        checkpoint = Checkpoint(mine.folder)
-        trainer, state = _set_up(names, h, generator, checkpoint, resume, parts)
+        states, steps = _states(mine), h.epochs * len(generator)
+        optimizer = optimizer_of(parts, partial(make_optimizer, h), steps)
+        trainer, state = _set_up_together(
+            names, h, optimizer, states, resume, parts, team
+        )
         books = _Bookkeeping(mine, trainer, generator, state, options)
         stopped = _fit(books, callbacks)
-        result = _finish(books, stopped)
+        with team.alone():
+            result = _finish(books, stopped)
     if result.interrupted and hint:
         _say_stopped(result, books)
     return stopped, result
@@ -424,6 +473,9 @@ def train(
     # between two states inside an epoch; 0: after every step
     checkpoint_minutes: float = 10,
     hint: bool = True,  # after an interruption, print how to go on in Python
+    # devices of this process that share each batch, under JAX; 9.2 tells of
+    # several processes
+    devices: int | None = None,
     # parts of one's own, in place of what is built in; A.16 tells of each
     transform=None,  # a function (image, boxes, labels, rng), called first
     optimizer=None,  # a Keras optimizer, or a function of the number of steps
@@ -446,6 +498,10 @@ def train(
     measurement no longer rises. After SIGTERM `Terminated` is raised, after
     Ctrl-C the `Run` returned says `interrupted`.
 
+    `batch_size` counts the pictures of a step on all devices together. In a team
+    of processes the first one keeps the books, and the others get a `Run` with
+    the same history and the last model; callbacks are called in each.
+
     Of parts of your own `config.json` keeps the names, and resuming with others
     is refused.
 
@@ -454,8 +510,9 @@ def train(
     another run or somebody else's files, for a run to be resumed with other
     hyperparameters, classes or pictures, and for a picture that cannot be read,
     naming it; `FileNotFoundError` for one that is missing; `BlockingIOError`
-    where another process trains in that folder; `FloatingPointError` when the
-    loss isn't finite, naming the pictures; `MemoryError` with a way out.
+    where another process trains in that folder; `WorkerLost` where one of a team
+    has ended; `FloatingPointError` when the loss isn't finite, naming the
+    pictures; `MemoryError` with a way out.
     """
     options = _Options(
         validation,
@@ -479,9 +536,14 @@ def train(
     hyperparameters = options.parts.settled(hyperparameters)
     options.check(hyperparameters)
     check_parts(options.parts, hyperparameters, validation, RetinaNetTrainer)
-    stopped, result = _train(
-        dataset, hyperparameters, run, resume, callbacks, about, options, hint
-    )
+    team = join_team(devices)
+    if not team.first:
+        progress = hint = False
+    options = replace(options, team=team, progress=progress)
+    with team.watched():
+        stopped, result = _train(
+            dataset, hyperparameters, run, resume, callbacks, about, options, hint
+        )
     if getattr(stopped, "number", None) == signal.SIGTERM:
         raise Terminated(result)
     return result
