@@ -1,7 +1,5 @@
 """Every notebook runs top to bottom in a process of its own, without a network and without `RETINANET_DATA`, and its
-saved outputs are of the kinds that such a run gives. Cells with `#| slow` or `#| eval: false` are left out.
-
-The processes are forked where TensorFlow is imported already (kernels.py), but for the pages that ask what is."""
+saved outputs are of the kinds that such a run gives. Cells with `#| slow` or `#| eval: false` are left out."""
 
 import os
 import re
@@ -16,7 +14,6 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 import book
-from kernels import Kernels
 
 PAGES = [
     p.relative_to(book.ROOT / "nbs").as_posix()
@@ -42,24 +39,6 @@ def nothing_left_behind():
     yield
     if before is not None:
         assert not untracked(book.ROOT) - before, "running the notebooks left files in the checkout"
-
-
-@pytest.fixture(scope="session")
-def forked():
-    "Where Jupyter finds the kernel `forked`."
-    kernels = Kernels()
-    yield kernels.path
-    kernels.close()
-
-
-@pytest.fixture
-def kernel(page, request, monkeypatch):
-    "The name of the kernel for a page: one that is started from nothing where its code looks at what is imported."
-    code = [book.source(c) for c in book.read(book.ROOT / "nbs" / page)["cells"] if c["cell_type"] == "code"]
-    if sys.platform != "linux" or re.search(r"sys\.modules|KERAS_BACKEND", "\n".join(code)):
-        return "python3"
-    monkeypatch.setenv("JUPYTER_PATH", str(request.getfixturevalue("forked")))
-    return "forked"
 
 
 @pytest.fixture
@@ -99,7 +78,7 @@ def kinds(outputs):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_notebook_runs(page, reader, kernel):
+def test_notebook_runs(page, reader):
     nb = nbformat.read(reader / page, 4)
     saved, skipped = [cell.get("outputs", []) for cell in nb.cells], []
     for k, cell in enumerate(nb.cells):
@@ -109,7 +88,7 @@ def test_notebook_runs(page, reader, kernel):
     client = NotebookClient(
         nb,
         timeout=LIMIT.get(page, 300),
-        kernel_name=kernel,
+        kernel_name="python3",
         resources={"metadata": {"path": str((reader / page).parent)}},
     )
     try:
