@@ -86,7 +86,7 @@ test: $(STAMP) $(TORCH_STAMP)  ## all tests, every notebook executed (RETINANET_
 
 # A part of make test. An engine that isn't installed is left out, and said; TORCH=... installs PyTorch.
 test-engines: $(STAMP) $(TORCH_STAMP)  ## contract, training, saving, same detections on TensorFlow, JAX, PyTorch
-	@$(QUIET) $(PY) -m pytest -q -rs tests/test_engines.py $(ARGS)
+	@$(QUIET) $(PY) -m pytest -q -rs tests/test_engines.py tests/test_machines.py $(ARGS)
 
 docs: $(STAMP) mend  ## check the book and render the site into _docs (needs Quarto)
 	@$(QUIET) $(PY) tests/book.py docs
