@@ -313,6 +313,21 @@ def versions():
     return found
 
 
+def unfit(lines, loads):
+    "Lines of engines whose threads wait for each other (OpenMP) lose many times as much as others on a busy machine, and are left out there."
+    busy = max((n or 0 for n in loads), default=0)
+    if busy <= 2 * os.cpu_count():
+        return lines
+    reason = f"no fair figure: {busy:.0f} processes at work, and its threads wait for each other"
+    waits = ("torch", "torchvision")
+    return [
+        {"name": line["name"], "engine": line["engine"], "absent": reason}
+        if line["engine"] in waits and "value" in line
+        else line
+        for line in lines
+    ]
+
+
 def load():
     "How many processes wanted a core, over the last minute."
     return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
@@ -336,8 +351,16 @@ def show(group, lines):
 def keep(path, about, measured):
     "Write what there is; groups of an earlier run that weren't measured again stay."
     older = json.loads(path.read_text())["groups"] if path.exists() else {}
-    whole = {**about, "command": "make bench", "groups": {**older, **measured}}
+    whole = {**about, "groups": {**older, **measured}}
     path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+
+
+def chosen(words):
+    "The groups whose key contains one of the words, in the order of the words; all where there are none."
+    found = {}
+    for word in words or [""]:
+        found.update({group.key: group for group in groups() if word in group.key and group.key not in found})
+    return found.values()
 
 
 def main():
@@ -350,24 +373,26 @@ def main():
     )
     parser.add_argument("--rounds", type=int, help="of each group; fewer than usual for a first look")
     given = parser.parse_args()
-    about = {"machine": machine(), "versions": versions()}
+    options = [word for word in sys.argv[1:] if word != "--json" and word != str(given.json)]
+    command = f"make bench ARGS='{' '.join(options)}'" if options else "make bench"
+    about = {"command": command, "machine": machine(), "versions": versions()}
     print(json.dumps(about), flush=True)
     measured = {}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(folder, given.rounds)
         try:
-            for group in groups():
-                if given.words and not any(word in group.key for word in given.words):
-                    continue
+            for group in chosen(given.words):
                 before, start = load(), time.perf_counter()
                 lines = bench.measure(group)
+                loads = [before, load()]
+                lines = unfit(lines, loads)
                 show(group, lines)
                 measured[group.key] = {
                     "title": group.title,
                     "unit": group.unit,
                     "lines": lines,
                     "date": time.strftime("%Y-%m-%d"),
-                    "load": [before, load()],
+                    "load": loads,
                     "seconds": round(time.perf_counter() - start, 1),
                 }
                 if given.json:

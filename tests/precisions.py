@@ -1,4 +1,4 @@
-"""One detector in float32, half precision and eight bits: `python tests/precisions.py DETECTOR DATA [--split test] [--calibration trainval] [--json FILE]`. Prints the size of each
+"""One detector in float32, half precision and eight bits: `python tests/precisions.py DETECTOR DATA [--split test] [--calibration trainval] [--canvas 256x320] [--json FILE]`. Prints the size of each
 exported file, its time a picture (medians; the files take turns) and its average precision on a split; int8 finds its bounds on pictures of another split.
 """
 
@@ -83,6 +83,7 @@ def main():
     parser.add_argument("data")
     parser.add_argument("--split", default="test")
     parser.add_argument("--calibration", default="trainval")
+    parser.add_argument("--canvas", help="as HEIGHTxWIDTH, in place of the detector's own")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     from bench import load, machine, versions
@@ -91,6 +92,12 @@ def main():
     from retinanet_nb.voc import VOCDataset
 
     original = load_detector(given.detector)
+    if (
+        given.canvas
+    ):  # OpenVINO gives other numbers where a side is no multiple of 32, and such an export is refused
+        card = original.get_layer("detections")
+        size = tuple(map(int, given.canvas.split("x")))
+        card.hyperparameters = card.hyperparameters.replace(image_size=size)
     size, names = original.hyperparameters.image_size, original.class_names
     test = VOCDataset(given.data, given.split, names)
     pictures = canvases(VOCDataset(given.data, given.calibration, names), size, CALIBRATION)

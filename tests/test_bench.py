@@ -38,3 +38,10 @@ def test_groups_of_an_earlier_run_stay(tmp_path):
     bench.keep(path, {"machine": "new"}, {"b": 2})
     kept = json.loads(path.read_text())
     assert kept["groups"] == {"a": 1, "b": 2} and kept["machine"] == "new"
+
+
+def test_on_a_busy_machine_some_lines_are_left_out():
+    lines = [{"name": "a", "engine": "torch", "value": 1.0}, {"name": "b", "engine": "jax", "value": 2.0}]
+    assert bench.unfit(lines, [0.5, None]) == lines
+    a, b = bench.unfit(lines, [0.5, 99.0])
+    assert "99 processes" in a["absent"] and "value" not in a and b == lines[1]

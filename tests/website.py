@@ -303,6 +303,7 @@ def write_pictures(root=ROOT):
 
 NOT_IN_COLAB = {
     "11_results.ipynb",
+    "11a_speed.ipynb",
     "curves.ipynb",
 }  # reads files that lie beside the notebook, where Colab has the notebook alone
 
