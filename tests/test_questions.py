@@ -43,7 +43,12 @@ QUESTIONS = [
     ("How do I build a server?", "tutorials/deploying", "a-server", "FastAPI"),
     ("It runs out of memory", "tutorials/questions", "it-runs-out-of-memory", "batch_size"),
     ("May I use two machines?", "tutorials/questions", "may-i-use-two-machines", "machines"),
-    ("What is known of several machines?", "tutorials/several_devices", "several-machines", "never run"),
+    (
+        "What is known of several machines?",
+        "tutorials/several_devices",
+        "several-processes-several-machines",
+        "not run",
+    ),
     (
         "How do I use two graphics cards?",
         "tutorials/several_devices",
