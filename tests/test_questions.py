@@ -44,7 +44,7 @@ QUESTIONS = [
     ("It runs out of memory", "tutorials/questions", "it-runs-out-of-memory", "batch_size"),
     ("May I use two machines?", "tutorials/questions", "may-i-use-two-machines", "machines"),
     (
-        "What is known of several machines?",
+    ("What is known of several machines?", "09b_machines", "what-was-run", "not run"),
         "tutorials/several_devices",
         "several-processes-several-machines",
         "not run",
