@@ -43,12 +43,7 @@ QUESTIONS = [
     ("How do I build a server?", "tutorials/deploying", "a-server", "FastAPI"),
     ("It runs out of memory", "tutorials/questions", "it-runs-out-of-memory", "batch_size"),
     ("May I use two machines?", "tutorials/questions", "may-i-use-two-machines", "machines"),
-    (
     ("What is known of several machines?", "09b_machines", "what-was-run", "not run"),
-        "tutorials/several_devices",
-        "several-processes-several-machines",
-        "not run",
-    ),
     (
         "How do I use two graphics cards?",
         "tutorials/several_devices",
