@@ -74,6 +74,7 @@ def _handled(before, handler):
 RANGES = {
     "batch_size": (1, math.inf, "at least 1"),
     "checkpoint_minutes": (0.001, sys.float_info.max, "more than 0"),
+    "devices": (1, math.inf, "at least 1"),
     "epochs": (1, math.inf, "at least 1"),
     "iou_threshold": (0.001, 1, "more than 0 and at most 1"),
     "learning_rate": (1e-12, sys.float_info.max, "more than 0"),

@@ -504,6 +504,7 @@ WRONG = {
     "seed": (-1, 2**32),
     "pictures": (-3, 0),
     "steps": (-1, 0),
+    "devices": (-1, 0),
     "epochs": (-1, 0),
     "validate_every": (-1, 0),
     "patience": (-1, 0),
