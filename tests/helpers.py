@@ -60,15 +60,15 @@ def head_weights(model, num_classes, feature_size=32, num_anchors=9):
     return found
 
 
-def excite(model, num_classes, feature_size=32, num_anchors=9, seed=0, size=(128, 128)):
-    """Give an untrained network something to say: logits spread around -2, deltas around 0, different everywhere."""
+def excite(model, num_classes, feature_size=32, num_anchors=9, seed=0, size=(128, 128), pictures=None):
+    """Give an untrained network something to say about `pictures` (noise of `size`): logits spread around -2, deltas around 0, different everywhere."""
     import keras
 
     # op by op is quick under TensorFlow and slow under JAX, where every operation compiles for itself
     run = model if keras.backend.backend() == "tensorflow" else model.predict_on_batch
     rng = np.random.default_rng(seed)
     ck, cb, rk, rb = head_weights(model, num_classes, feature_size, num_anchors)
-    pictures = noise(2, size, seed)
+    pictures = noise(2, size, seed) if pictures is None else pictures
     for kernel, bias, name, spread, middle in (
         (ck, cb, "classification", 1.5, -2.0),
         (rk, rb, "regression", 1.0, 0.0),

@@ -1,5 +1,6 @@
 """What mutation testing found untested in the evaluation: areas, the arrays of a data set, checks, pieces of COCO's sums."""
 
+import functools
 import inspect
 import json
 import warnings
@@ -372,6 +373,7 @@ def test_constants_and_defaults_of_the_evaluation():
         "score_threshold": None,
         "progress": True,
         "coco": True,
+        "predict": evaluation.predict,
     }
     assert defaults(evaluation.evaluate_detections) == {"iou_threshold": 0.5, "coco": True}
     assert defaults(evaluation.average_precision) == {"method": "voc07", "num_objects": None}
@@ -426,7 +428,7 @@ class Data(list):
     class_names = ("a", "b")
 
 
-def test_what_is_asked_of_the_detector(monkeypatch, capfd):
+def test_what_is_asked_of_the_detector(capfd):
     asked = []
 
     def predict(detector, paths, batch_size, score_threshold):
@@ -434,18 +436,18 @@ def test_what_is_asked_of_the_detector(monkeypatch, capfd):
         for path in paths:
             yield path, Found(np.array([[0, 0, 4, 2.0]]), np.array([0.5]), np.array([2]))
 
-    monkeypatch.setattr(evaluation, "predict", predict)
+    evaluate = functools.partial(evaluation.evaluate, predict=predict)
     detector = SimpleNamespace(class_names=["c", "b", "a"])
     data = Data([record(boxes=[[0, 0, 4, 2]], labels=[0], image=f"{i}.jpg") for i in range(3)])
-    made = evaluation.evaluate(detector, data, coco=False)
+    made = evaluate(detector, data, coco=False)
     bar = capfd.readouterr().err
     assert "detecting:" in bar and "3/3" in bar and "picture/s" in bar
     assert made.class_names == ("a", "b", "c") and made.num_detections.tolist() == [3, 0, 0]
     assert made.voc_map == 1 and made.coco == {} and made.iou_threshold == 0.5
-    again = evaluation.evaluate(detector, data, np.int64(2), 0.75, 0.25, progress=False)
+    again = evaluate(detector, data, np.int64(2), 0.75, 0.25, progress=False)
     assert capfd.readouterr().err == "" and again.iou_threshold == 0.75 and again.coco_ap == 1
-    evaluation.evaluate(detector, data, 1, progress=False, coco=False)
-    evaluation.evaluate(detector, Data(), 4, progress=False, coco=False)
+    evaluate(detector, data, 1, progress=False, coco=False)
+    evaluate(detector, Data(), 4, progress=False, coco=False)
     names = ["0.jpg", "1.jpg", "2.jpg"]
     assert asked == [
         (detector, names, 3, None),
@@ -454,12 +456,12 @@ def test_what_is_asked_of_the_detector(monkeypatch, capfd):
         (detector, [], 1, None),
     ]
     with pytest.raises(ValueError, match=r"^picture 1 \(cat.jpg\) has an object with label 3, but"):
-        evaluation.evaluate(detector, Data([data[0], record(labels=[0, 3])]), progress=False)
+        evaluate(detector, Data([data[0], record(labels=[0, 3])]), progress=False)
     with pytest.raises(ValueError) as error:
-        evaluation.evaluate(SimpleNamespace(class_names=["b", "c"]), data)
+        evaluate(SimpleNamespace(class_names=["b", "c"]), data)
     assert "1 class(es)" in str(error.value) and "not know: a; it knows b, c. Give" in str(error.value)
     with pytest.raises(ValueError, match="^the detector has no class names"):
-        evaluation.evaluate(object(), data)
+        evaluate(object(), data)
 
 
 def test_small_matters_of_the_truth():
