@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("keras", "tensorflow", "jax", "torch", "torchvision", "keras-hub", "openvino", "onnxruntime")
 
@@ -238,7 +240,7 @@ class Bench:
     "The processes, and what they are asked."
 
     def __init__(self, folder, rounds=None):
-        self.folder, self.rounds, self.processes = folder, rounds, {}
+        self.folder, self.rounds, self.processes, self.others = folder, rounds, {}, 0.0
 
     def process(self, engine):
         if engine not in self.processes or self.processes[engine].process.poll() is not None:
@@ -249,12 +251,14 @@ class Bench:
         "Each line's times, or why there are none."
         found = self.make(group)
         there = [k for k, line in enumerate(found) if "absent" not in line]
+        busy, start = self.at_work(), time.perf_counter()
         for _ in range(self.rounds or group.rounds):
             for k in there:
                 process = self.process(group.lines[k].engine)
                 process.ask(do="run", id=k, seconds=group.seconds, most=group.most, own=group.own)
                 found[k]["times"] += process.answer().get("seconds", [])
                 time.sleep(0.05)  # threads that still spin shall not disturb the next
+        self.others = max(0.0, self.at_work() - busy) / (time.perf_counter() - start)
         for engine in {line.engine for line in group.lines}:
             self.process(engine).ask(do="forget")
             self.process(engine).answer()
@@ -265,6 +269,13 @@ class Bench:
         for k, line in enumerate(group.lines):
             self.process(line.engine).ask(**{"do": "make", "id": k, "part": line.part, "with": line.given})
         return [{"times": [], **self.process(line.engine).answer()} for line in group.lines]
+
+    def at_work(self):
+        "Seconds of processor time that others than these processes had until now, and those that the machine's own host took."
+        times = psutil.cpu_times()
+        all_of_them = sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
+        ours = [psutil.Process(), *(psutil.Process(p.process.pid) for p in self.processes.values())]
+        return all_of_them - sum(sum(p.cpu_times()[:4]) for p in ours)
 
     def close(self):
         for process in self.processes.values():
@@ -313,12 +324,11 @@ def versions():
     return found
 
 
-def unfit(lines, loads):
+def unfit(lines, others):
     "Lines of engines whose threads wait for each other (OpenMP) lose many times as much as others on a busy machine, and are left out there."
-    busy = max((n or 0 for n in loads), default=0)
-    if busy <= 2 * os.cpu_count():
+    if others <= 0.25 * os.cpu_count():
         return lines
-    reason = f"no fair figure: {busy:.0f} processes at work, and its threads wait for each other"
+    reason = f"no fair figure: others had {others:.1f} cores, and its threads wait for each other"
     waits = ("torch", "torchvision")
     return [
         {"name": line["name"], "engine": line["engine"], "absent": reason}
@@ -326,11 +336,6 @@ def unfit(lines, loads):
         else line
         for line in lines
     ]
-
-
-def load():
-    "How many processes wanted a core, over the last minute."
-    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
 def show(group, lines):
@@ -382,17 +387,15 @@ def main():
         bench = Bench(folder, given.rounds)
         try:
             for group in chosen(given.words):
-                before, start = load(), time.perf_counter()
-                lines = bench.measure(group)
-                loads = [before, load()]
-                lines = unfit(lines, loads)
+                start = time.perf_counter()
+                lines = unfit(bench.measure(group), bench.others)
                 show(group, lines)
                 measured[group.key] = {
                     "title": group.title,
                     "unit": group.unit,
                     "lines": lines,
                     "date": time.strftime("%Y-%m-%d"),
-                    "load": loads,
+                    "others": round(bench.others, 2),
                     "seconds": round(time.perf_counter() - start, 1),
                 }
                 if given.json:

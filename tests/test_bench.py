@@ -2,6 +2,8 @@
 
 import inspect
 import json
+from collections import namedtuple
+from types import SimpleNamespace
 
 import bench
 import bench_lines
@@ -42,6 +44,17 @@ def test_groups_of_an_earlier_run_stay(tmp_path):
 
 def test_on_a_busy_machine_some_lines_are_left_out():
     lines = [{"name": "a", "engine": "torch", "value": 1.0}, {"name": "b", "engine": "jax", "value": 2.0}]
-    assert bench.unfit(lines, [0.5, None]) == lines
-    a, b = bench.unfit(lines, [0.5, 99.0])
-    assert "99 processes" in a["absent"] and "value" not in a and b == lines[1]
+    assert bench.unfit(lines, 0.1) == lines
+    a, b = bench.unfit(lines, 99.0)
+    assert "99.0 cores" in a["absent"] and "value" not in a and b == lines[1]
+
+
+def test_the_work_of_others_is_what_is_left_of_the_machine(monkeypatch):
+    whole = namedtuple("whole", "user nice system idle iowait guest")(10.0, 1.0, 4.0, 100.0, 3.0, 1.0)
+    spent = {0: (2.0, 1.0, 1.0, 0.5, 9.0), 7: (3.0, 0.5, 0.0, 0.0, 9.0)}  # the last is waiting for a disk
+    process = lambda pid=0: SimpleNamespace(cpu_times=lambda: spent[pid])
+    monkeypatch.setattr(bench, "psutil", SimpleNamespace(cpu_times=lambda: whole, Process=process))
+    run = bench.Bench("unused")
+    assert run.at_work() == 15.0 - 4.5  # a guest's time is also the user's
+    run.processes["torch"] = SimpleNamespace(process=SimpleNamespace(pid=7))
+    assert run.at_work() == 15.0 - 4.5 - 3.5
