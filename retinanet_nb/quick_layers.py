@@ -95,6 +95,28 @@ def _normalise_torch(layer, x, training=None, mask=None):
     return y.permute(0, 2, 3, 1)
 
 
+def _normalise_tensorflow(layer, x, training=None, mask=None):
+    "What `BatchNormalization` does, in TensorFlow and in one go."
+    import tensorflow as tf
+
+    values = [layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance]
+    scale, shift, mean, variance = (ops.cast(v, "float32") for v in values)
+    learns = bool(training and layer.trainable)
+    y, batch_mean, batch_variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=scale,
+        offset=shift,
+        mean=tf.zeros(0) if learns else mean,
+        variance=tf.zeros(0) if learns else variance,
+        epsilon=layer.epsilon,
+        is_training=learns,
+    )
+    if learns:  # it gives the unbiased variance, and Keras keeps the other
+        n = ops.cast(tf.size(x) // x.shape[-1], "float32")
+        _follow(layer, batch_mean, batch_variance * (n - 1) / n)
+    return y
+
+
 def _pool_torch(layer, x):
     "What `MaxPooling2D` without padding does, in PyTorch and without copies."
     from torch.nn import functional
@@ -125,7 +147,16 @@ def _unpadded(layer):
     return _last(layer) and layer.padding == "valid"
 
 
+def _fusable(layer):
+    "Whether TensorFlow's operation takes it: graphics cards set the least ε."
+    narrow = layer.compute_dtype in ("float32", "bfloat16", "float16")
+    return narrow and _plain_norm(layer) and layer.epsilon >= 1.001e-5
+
+
 _QUICK = {  # engine → class → (which layers, their call)
+    "tensorflow": {
+        keras.layers.BatchNormalization: (_fusable, _normalise_tensorflow)
+    },
     "torch": {
         keras.layers.Conv2D: (_last, _convolve),
         keras.layers.BatchNormalization: (_plain_norm, _normalise_torch),

@@ -36,6 +36,10 @@ class Detector(keras.Model):
     D).
     """
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        quicken(self)  # also when Keras has read it from a file
+
     @property
     def class_names(self) -> list:
         "The names of the labels 0…K−1."
