@@ -19,6 +19,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import NamedTuple
 
 import numpy as np
@@ -470,9 +471,25 @@ def _rename_output(graph, output, name):
     output.name = name
 
 # %% ../nbs/09a_export.ipynb #9ae0002f
+def _pad_by_joining(layer, x):
+    "What `PadToMultiple` does; without an operation that OpenVINO would merge."
+    from retinanet_nb.engine import ops
+
+    for axis in (1, 2):
+        missing = list(ops.shape(x))
+        missing[axis] = -missing[axis] % layer.multiple
+        x = ops.concatenate([x, ops.zeros(missing, x.dtype)], axis)
+    return x
+
+
 def _write_openvino(function, spec, path, card):
+    from retinanet_nb.resnet50 import PadToMultiple
+
     openvino = _library("openvino", "openvino")
     names = NAMES[card.suppression]
+    for layer in function.network._flatten_layers():  # a copy, and traced below
+        if isinstance(layer, PadToMultiple):
+            layer.call = MethodType(_pad_by_joining, layer)
     concrete = function.get_concrete_function(spec)
     converted = openvino.convert_model(concrete)
     converted.inputs[0].get_tensor().set_names({"images"})
@@ -687,8 +704,9 @@ def exported_once(
         from retinanet_nb.retinanet_box import load_detector
 
         with locked(kept.parent):
-            export_detector(load_detector(path), kept, replace=True)
-        say(f"compiled for OpenVINO, once for this detector: {kept}")
+            if not kept.is_file():  # another process may have been quicker
+                export_detector(load_detector(path), kept, replace=True)
+                say(f"compiled for OpenVINO, once for this detector: {kept}")
     return kept
 
 # %% ../nbs/09a_export.ipynb #9ae0003d
@@ -704,11 +722,12 @@ def _check_engine():
 
 
 def _in_float32(detector):
-    "The same detector computing in float32."
+    "The same detector, folded and computing in float32: always a copy."
     from retinanet_nb.retinanet_box import _inside, _kept, retinanet_box
 
     network = _inside(detector, "the detector")
-    return retinanet_box(network, **{**_kept(detector), "dtype": "float32"})
+    kept = {**_kept(detector), "dtype": "float32", "fold": True}
+    return retinanet_box(network, **kept)
 
 # %% ../nbs/09a_export.ipynb #9ae0003f
 #| code-fold: true

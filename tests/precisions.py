@@ -92,9 +92,7 @@ def main():
     from retinanet_nb.voc import VOCDataset
 
     original = load_detector(given.detector)
-    if (
-        given.canvas
-    ):  # OpenVINO gives other numbers where a side is no multiple of 32, and such an export is refused
+    if given.canvas:
         card = original.get_layer("detections")
         size = tuple(map(int, given.canvas.split("x")))
         card.hyperparameters = card.hyperparameters.replace(image_size=size)

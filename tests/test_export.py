@@ -25,7 +25,7 @@ from retinanet_nb.export import (
 from retinanet_nb.retinanet import retinanet_model
 from retinanet_nb.retinanet_box import retinanet_box
 
-from helpers import excite, noise, numpy, python, small
+from helpers import excite, noise, numpy, python, same_detections, small
 
 H, W = 64, 96
 
@@ -33,7 +33,14 @@ H, W = 64, 96
 @pytest.fixture(scope="module")
 def detector():
     h = small(feature_size=16, image_size=(H, W), max_detections=20, pre_nms_top_k=100, score_threshold=0.1)
-    model = excite(retinanet_model(3, h, class_names=["ball", "brick", "leaf"]), 3, feature_size=16)
+    model = retinanet_model(3, h, class_names=["ball", "brick", "leaf"])
+    rng = np.random.default_rng(2)
+    for w in model.weights:  # as after a training, or there would be nothing to fold
+        if "moving_mean" in w.path or w.path.endswith("bn/beta"):
+            w.assign(rng.normal(0, 0.2, w.shape))
+        if "moving_variance" in w.path or w.path.endswith("bn/gamma"):
+            w.assign(rng.uniform(0.5, 2, w.shape))
+    excite(model, 3, feature_size=16)
     return retinanet_box(model)
 
 
@@ -81,6 +88,35 @@ def test_a_free_file_takes_any_size(detector, files, name):
     other = noise(1, (70, 130), 5)
     for a, b in zip(detector.predict_on_batch(other), load_exported(files / name).predict_on_batch(other)):
         np.testing.assert_allclose(numpy(a), b, atol=1e-3)
+
+
+def test_a_canvas_of_any_sides(detector, tmp_path):
+    "OpenVINO merges a padding of known width into the convolution behind it, and wrongly."
+    size = (100, 130)
+    pictures = noise(1, size, 7)
+    apart = export_detector(detector, tmp_path / "odd.xml", size=size, pictures=pictures)
+    assert max(apart.values()) < 1e-3, apart
+    theirs = load_exported(tmp_path / "odd.xml").predict_on_batch(pictures)
+    ours = [numpy(x) for x in detector.predict_on_batch(pictures)]
+    assert (theirs[1] >= 0).sum() > 3
+    same_detections(ours, theirs)
+
+
+def test_no_batch_norm_is_left(detector, pictures, tmp_path):
+    "A SavedModel keeps the graph as it was written, so what isn't in it is in no other file either."
+    import tensorflow as tf
+
+    assert any("bn/moving_variance" in w.path for w in detector.weights)
+    export_detector(detector, tmp_path / "model")
+    graph = (tmp_path / "model" / "saved_model.pb").read_bytes()
+    assert b"_conv" in graph
+    for word in (b"_bn", b"batchnorm", b"BatchNorm", b"moving_variance", b"Rsqrt"):
+        assert word not in graph
+    loaded = tf.saved_model.load(str(tmp_path / "model"))
+    answer = loaded.detect(tf.constant(pictures[:1]))
+    ours = export._boxes_and_scores(detector).predict_on_batch(pictures[:1])
+    for name, value in zip(("boxes", "scores"), ours):
+        np.testing.assert_allclose(numpy(answer[name]), numpy(value), atol=1e-3)
 
 
 def test_a_fixed_file_takes_one_size(files):
@@ -367,6 +403,32 @@ def test_a_detector_is_compiled_once(detector, monkeypatch, tmp_path):
     model.write_bytes(b"another")
     assert exported_once(model, say=said.append) != first and len(made) == 2
     assert [p.name for p in model.parent.iterdir()] == ["cells.keras"]
+
+
+def test_two_processes_compile_once(monkeypatch, tmp_path):
+    "While one waits for the folder, the other has made the file; nothing is made again, nor said."
+    from contextlib import contextmanager
+
+    from retinanet_nb import export, retinanet_box
+
+    @contextmanager
+    def locked(folder):
+        folder.mkdir(parents=True)
+        for path in expected:
+            path.touch()
+        yield folder
+
+    monkeypatch.setenv("RETINANET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(retinanet_box, "load_detector", lambda path: None)
+    monkeypatch.setattr(export, "export_detector", lambda d, path, replace: expected.append(path))
+    model = tmp_path / "cells.keras"
+    model.write_bytes(b"one")
+    expected, said = [], []
+    made = exported_once(model, say=said.append)  # as if alone, to learn the name
+    monkeypatch.setattr(export, "locked", locked)
+    (tmp_path / "cache" / "openvino").rename(tmp_path / "before")
+    assert exported_once(model, say=said.append) == made and made.is_file()
+    assert expected == [made] and len(said) == 1
 
 
 def test_what_the_engine_of_a_command_may_be(capsys, tmp_path):
