@@ -4,6 +4,7 @@
     python tests/photos.py name --epochs 14          # the body learns to name objects cut out of them
     python tests/photos.py find --minutes 97         # the detector learns to find them
     python tests/photos.py write photos.keras        # half precision, for the package
+    python tests/photos.py sheet sheet.jpg           # what it finds in 24 pictures of `val`
 
 Pictures, augmentation, anchors, targets and losses are the package's. The steps are not Keras's: on a processor PyTorch alone, with channels last and
 bfloat16, takes a fraction of the time, so `Twin` has the same layers under the same names, and `tests/test_photos.py` holds the two together. A run that is
@@ -29,11 +30,12 @@ from torch import nn
 
 from retinanet_nb.anchors import AnchorGenerator
 from retinanet_nb.boxes import box_coder
+from retinanet_nb.detections import detect, load_detector
 from retinanet_nb.generator import train_generator
 from retinanet_nb.hyperparameters import VOC_CLASSES, AnchorParameters, preset
 from retinanet_nb.losses import focal_loss, smooth_l1_loss
 from retinanet_nb.model_files import save_half
-from retinanet_nb.pictures import read_image
+from retinanet_nb.pictures import draw_detections, read_image, write_image
 from retinanet_nb.records import Record, Records
 from retinanet_nb.retinanet import retinanet_model
 from retinanet_nb.retinanet_box import retinanet_box
@@ -42,8 +44,9 @@ from retinanet_nb.voc import VOCDataset
 
 # The first part of the training never sees these three: chapter 11 asks what the detector so far is worth to somebody who comes with a hundred pictures of them.
 HELD_OUT = ("boat", "cow", "sheep")
-# canvases of the two parts of the training, and the share of the time that the first gets
-SIZES, SWITCH = (160, 192), 0.45
+# The parts of the training: side of the canvas, the classes whose pictures are left out, and the share of the time at which the part ends. Small pictures
+# first: the more the network sees in an hour, the better it learns to name; the last part is about finding small things.
+PARTS = ((160, HELD_OUT, 0.15), (160, (), 0.8), (192, (), 1.0))
 SETTINGS = preset("tiny").replace(
     backbone="small",
     feature_size=96,
@@ -350,7 +353,7 @@ class Run:
             "classification": named,
             "box": placed,
         }
-        self.history.append({**entry, "canvas": SIZES[self.part], "seconds": seconds})
+        self.history.append({**entry, "canvas": PARTS[self.part][0], "seconds": seconds})
         print(
             f"epoch {self.epoch}, {self.seconds / 60:.1f} min: classes {named:.4f}, boxes {placed:.4f}",
             flush=True,
@@ -359,17 +362,20 @@ class Run:
 
     def open(self):
         "The pictures and anchors of this part of the training."
-        h = SETTINGS.replace(image_size=(SIZES[self.part],) * 2)
-        dataset = pictures(self.folder, () if self.part else HELD_OUT)
+        side, without, _ = PARTS[self.part]
+        h = SETTINGS.replace(image_size=(side, side))
+        dataset = pictures(self.folder, without)
         print(f"{len(dataset)} pictures on a canvas of {h.image_size}", flush=True)
         self.batches = train_generator(dataset, h, workers=1)
         self.anchors = AnchorGenerator(h.anchors)(h.image_size)
 
-    def second_part(self):
-        "All classes from here on; those that were background until now begin afresh."
-        put(self.folder / "some.pt", self.average)
-        self.part = 1
+    def next_part(self):
+        "The part of the training that follows; classes that were background until now begin afresh."
+        self.part += 1
         self.open()
+        if PARTS[self.part - 1][1] == PARTS[self.part][1]:
+            return
+        put(self.folder / "some.pt", self.average)
         out = self.net.layers["classification_subnet_output"]
         rows = [a * 20 + VOC_CLASSES.index(n) for a in range(9) for n in HELD_OUT]
         with torch.no_grad():
@@ -408,8 +414,8 @@ def find_objects(folder, minutes):
     "Train for so many minutes of one core, however many epochs these are: the rate falls with them."
     run = Run(folder)
     while (share := run.seconds / 60 / minutes) < 1:
-        if not run.part and share >= SWITCH:
-            run.second_part()
+        while share >= PARTS[run.part][2]:
+            run.next_part()
         run.batches.set_epoch(run.epoch)
         run.net.train()
         losses, begin = [], run.seconds
@@ -418,7 +424,7 @@ def find_objects(folder, minutes):
             losses.append(run.learn(*run.batches[i], share))
             run.seconds += time.thread_time() - start
             share = run.seconds / 60 / minutes
-            if share >= (1 if run.part else SWITCH):
+            if share >= PARTS[run.part][2]:
                 break
         run.note(losses, run.seconds - begin)
 
@@ -446,12 +452,38 @@ def write(folder, path, size, without=()):
     print(save_half(retinanet_box(small), path), path.stat().st_size, "bytes")
 
 
+def sheet(data, path, threshold=0.4, columns=6):
+    """What the carried detector finds in 24 pictures that it has not seen. They are chosen by what they show, not by how well it does: of every class the first
+    picture of `val` in which it is the largest object, and the next of the four commonest classes.
+    """
+    count, wanted = np.zeros(len(VOC_CLASSES), int), {}
+    for record in VOCDataset(data / "voc2007", "val", VOC_CLASSES):
+        count += np.bincount(record.labels, minlength=len(count))
+        x1, y1, x2, y2 = record.boxes.T
+        wanted.setdefault(int(record.labels[np.argmax((x2 - x1) * (y2 - y1))]), []).append(record)
+    chosen = [wanted[label][0] for label in sorted(wanted)]
+    chosen += [wanted[label][1] for label in np.argsort(-count)[: 24 - len(chosen)].tolist()]
+    detector, tiles = load_detector("photos"), []
+    for record in chosen:
+        image = read_image(record.image)
+        scale = max(240 / image.shape[0], 300 / image.shape[1])
+        size = tuple(math.ceil(n * scale) for n in image.shape[1::-1])
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        found = detect(detector, image, threshold)
+        image = draw_detections(image, found.boxes, found.scores, found.labels, detector.class_names)
+        top, left = ((n - m) // 2 for n, m in zip(image.shape[:2], (240, 300)))
+        tiles.append(image[top : top + 240, left : left + 300])
+    rows = [np.hstack(tiles[k : k + columns]) for k in range(0, len(tiles), columns)]
+    write_image(path, np.vstack(rows))
+    print(path, " ".join(record.image.stem for record in chosen))
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=["shrink", "name", "find", "write"])
-    parser.add_argument("path", type=Path, nargs="?", help="what write writes")
+    parser.add_argument("stage", choices=["shrink", "name", "find", "write", "sheet"])
+    parser.add_argument("path", type=Path, nargs="?", help="what write or sheet writes")
     parser.add_argument("--folder", type=Path, default=Path("runs/photos"))
     parser.add_argument("--epochs", type=int, default=14, help="of name")
     parser.add_argument("--minutes", type=float, default=97, help="of find, of one core")
@@ -471,6 +503,8 @@ def main():
         name_objects(a.folder, a.epochs)
     elif a.stage == "find":
         find_objects(a.folder, a.minutes)
+    elif a.stage == "sheet":
+        sheet(Path(os.environ["RETINANET_DATA"]), a.path)
     else:
         write(a.folder, a.path, a.size, HELD_OUT if a.without_held_out else ())
 

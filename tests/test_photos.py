@@ -42,7 +42,7 @@ run.save()
 again = photos.Run(folder)
 assert again.step == 1 and moved > 100
 assert all(torch.equal(v, again.net.state_dict()[k]) for k, v in run.net.state_dict().items())
-again.second_part()
+again.next_part()
 photos.write(folder, folder / "some.keras", 96, photos.HELD_OUT)
 detector = load_detector(folder / "some.keras")
 assert len(detector.class_names) == 17 and "cow" not in detector.class_names
