@@ -6,8 +6,8 @@
     python tests/photos.py write photos.keras        # half precision, for the package
     python tests/photos.py sheet sheet.jpg           # what it finds in 24 pictures of `val`
 
-Pictures, augmentation, anchors, targets and losses are the package's. The steps are not Keras's: on a processor PyTorch alone, with channels last and
-bfloat16, takes a fraction of the time, so `Twin` has the same layers under the same names, and `tests/test_photos.py` holds the two together. A run that is
+Pictures, augmentation, anchors, targets and losses are the package's. The steps are not Keras's: PyTorch alone, with channels last and bfloat16, takes
+two thirds of the time that they take under TensorFlow, so `Twin` has the same layers under the same names, and `tests/test_photos.py` holds the two together. A run that is
 killed goes on where it was after its last epoch. Everything lies in `--folder` (runs/photos).
 """
 
