@@ -1,7 +1,10 @@
-"""Two processes on one machine train as one does: `python tests/machines.py [FOLDER]` (needs JAX; about five minutes on two cores).
+"""Two processes on one machine, or two devices of one process, train as one does: `python tests/machines.py [FOLDER]` (needs JAX;
+about five minutes on two cores).
 
-A run by one process is compared with one by two processes that share its batches, and with one that was killed with two, resumed
-and interrupted with one, and resumed again with two. Everything that is left must be equal to 1e-5. The suite runs `small`."""
+A run by one process is compared with one by two processes that share its batches, with one on two devices (into which XLA divides
+the processor), with one that was killed with two processes, resumed and interrupted with one, and resumed again with two, and with
+one that was interrupted on one device and went on with two. Everything that is left must be equal to 1e-5. The suite runs the first
+three for one epoch."""
 
 import io
 import os
@@ -35,6 +38,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 from retinanet_nb.hyperparameters import HyperParameters
 from retinanet_nb.training import train
 from retinanet_nb.voc import VOCDataset
+from helpers import short_backbone
 
 class Act(keras.callbacks.Callback):
     steps = 0
@@ -45,14 +49,15 @@ class Act(keras.callbacks.Callback):
             if what == "interrupt": signal.raise_signal(signal.SIGINT)
 
 h = HyperParameters(
-    backbone="tiny", feature_size=16, subnet_depth=1, image_size=(64, 64), optimizer="sgd", learning_rate=1e-3,
+    backbone=short_backbone(), feature_size=16, subnet_depth=1, image_size=(64, 64), optimizer="sgd", learning_rate=1e-3,
     batch_norm_momentum=0.9, batch_size=4, epochs=int(epochs), ema_momentum=0.9, max_detections=20, pre_nms_top_k=50,
 )
 data = folder + "/shapes"
 val = VOCDataset(data, "val") if int(epochs) > 1 else None
 run = train(VOCDataset(data, "train"), h, val, run=folder + "/" + name, resume=resume == "resume", callbacks=[Act()],
             checkpoint_minutes=0, progress=False, devices=devices)
-print("ended" if not run.interrupted else "interrupted", len(run.history), run.step)
+devices = 1 if team.distribution is None else team.distribution.device_mesh.devices.size
+print("ended" if not run.interrupted else "interrupted", len(run.history), run.step, "on", devices)
 """
 
 
@@ -75,7 +80,7 @@ def run(folder, name, processes, epochs=2, resume=False, what="nothing", step=0,
     environment = {
         **os.environ,
         "KERAS_BACKEND": "jax",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "XLA_FLAGS": QUICK + (f" --xla_force_host_platform_device_count={devices}" if devices else ""),
         "DEVICES": str(devices or ""),
         # what is the same in two runs is compiled once
@@ -133,7 +138,7 @@ def difference(folder, first, second):
     ]
     for name in names:
         one, other = (arrays(folder / run / name) for run in (first, second))
-        assert one.keys() == other.keys() and len(one) > 50
+        assert one.keys() == other.keys() and len(one) > 40
         most = max(most, *(np.abs(one[k] - other[k]).max() for k in one))
     return most
 
@@ -150,6 +155,8 @@ def main(folder):
     ended(run(folder, "one", 1))
     ended(run(folder, "two", 2))
     print(f"two processes, half the batch each: {difference(folder, 'one', 'two'):.1e}")
+    ended(run(folder, "devices", 1, devices=2), "on 2")
+    print(f"two devices in one process: {difference(folder, 'one', 'devices'):.1e}")
     (first, output, errors), (second, *_) = run(folder, "cut", 2, what="kill", step=2)
     assert second == -signal.SIGKILL and first == 1 and "another worker of this run has ended" in errors, (
         errors[-2000:]
@@ -157,9 +164,13 @@ def main(folder):
     print(f"one killed; the other: {errors.strip().splitlines()[-1]}")
     ended(run(folder, "cut", 1, resume=True, what="interrupt", step=2), "interrupted 0 3")
     ended(run(folder, "cut", 2, resume=True))
-    most = difference(folder, "one", "cut")
-    print(f"killed with two, resumed with one, interrupted, resumed with two: {most:.1e}")
-    assert max(most, difference(folder, "one", "two")) < TOLERANCE
+    print(
+        f"killed with two, resumed with one, interrupted, resumed with two: {difference(folder, 'one', 'cut'):.1e}"
+    )
+    ended(run(folder, "grown", 1, what="interrupt", step=2), "interrupted 0 2")
+    ended(run(folder, "grown", 1, resume=True, devices=2), "on 2")
+    print(f"interrupted on one device, resumed with two: {difference(folder, 'one', 'grown'):.1e}")
+    assert max(difference(folder, "one", other) for other in ("two", "devices", "cut", "grown")) < TOLERANCE
     print(f"equal to {TOLERANCE:g}")
 
 

@@ -152,9 +152,11 @@ needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="
 
 
 @needs_jax
-def test_two_processes_end_with_the_weights_of_one(tmp_path):
+def test_two_processes_or_devices_end_with_the_weights_of_one(tmp_path):
     "One epoch of three steps, without a measurement; tests/machines.py shows the rest."
     machines.pictures(tmp_path, train=12, val=1)
     machines.ended(machines.run(tmp_path, "one", 1, epochs=1))
     machines.ended(machines.run(tmp_path, "two", 2, epochs=1))
-    assert machines.difference(tmp_path, "one", "two") < machines.TOLERANCE
+    machines.ended(machines.run(tmp_path, "devices", 1, epochs=1, devices=2), "on 2")
+    for other in ("two", "devices"):
+        assert machines.difference(tmp_path, "one", other) < machines.TOLERANCE
