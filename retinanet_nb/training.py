@@ -317,7 +317,7 @@ def _set_up_together(names, h, optimizer, checkpoint, resume, parts, team):
     with team.scope():
         shared = optimizer
         if team.distribution is not None:  # its variables lie on all devices
-            shared = type(optimizer).from_config(optimizer.get_config())
+            shared = _again(optimizer)
         if team.count == 1:
             return _set_up(names, h, shared, checkpoint, resume, parts)
         trainer = build_trainer(names, h, shared, False, parts)
@@ -331,6 +331,15 @@ def _set_up_together(names, h, optimizer, checkpoint, resume, parts, team):
         values = own and [ops.convert_to_numpy(v) for v in _everything(own)]
         team.given(_everything(trainer), values)
     return trainer, State(**state)
+
+
+def _again(optimizer):
+    "The same optimizer, not built; its configuration lacks what does not decay."
+    copy = type(optimizer).from_config(optimizer.get_config())
+    for rule, value in vars(optimizer).items():
+        if rule.startswith("_exclude_from_weight_decay"):
+            setattr(copy, rule, value)
+    return copy
 
 
 def _everything(trainer):

@@ -49,7 +49,7 @@ class Act(keras.callbacks.Callback):
             if what == "interrupt": signal.raise_signal(signal.SIGINT)
 
 h = HyperParameters(
-    backbone=short_backbone(), feature_size=16, subnet_depth=1, image_size=(64, 64), optimizer="sgd", learning_rate=1e-3,
+    backbone=short_backbone(), feature_size=16, subnet_depth=1, image_size=(64, 64), optimizer="sgd", learning_rate=1e-3, weight_decay=0.01,
     batch_norm_momentum=0.9, batch_size=4, epochs=int(epochs), ema_momentum=0.9, max_detections=20, pre_nms_top_k=50,
 )
 data = folder + "/shapes"
