@@ -8,7 +8,7 @@ config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 readme = here / "README.md"
-EXTRAS = ("tensorflow", "jax", "torch", "onnx", "openvino", "litert", "export", "dev")
+EXTRAS = ("tensorflow", "jax", "torch", "onnx", "openvino", "litert", "export", "ray", "dev")
 
 setup(
     name=cfg["lib_name"],

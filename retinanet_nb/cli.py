@@ -80,8 +80,10 @@ RANGES = {
     "learning_rate": (1e-12, sys.float_info.max, "more than 0"),
     "patience": (1, math.inf, "at least 1"),
     "pictures": (1, math.inf, "at least 1"),
+    "ray_workers": (1, math.inf, "at least 1"),
     "score_threshold": (0, 1, "from 0 to 1"),
     "seed": (0, 2**32 - 1, "a whole number from 0 to 4294967295"),
+    "shard_size": (1, math.inf, "at least 1"),
     "steps": (1, math.inf, "at least 1"),
     "validate_every": (1, math.inf, "at least 1"),
 }

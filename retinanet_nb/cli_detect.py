@@ -89,19 +89,11 @@ def _measured_on(run, model):
 
 # %% ../nbs/10b_cli_detect.ipynb #9ce00011
 def _any_detector(model, engine=None):
-    """The detector in a file: of this package, or an exported one, which needs no
-    engine.
-    """
-    from retinanet_nb.export import OPENERS, exported_once, load_exported
-
-    if Path(model).suffix in OPENERS:
-        return load_exported(model)
-    if engine:
-        with _hushed():
-            return load_exported(exported_once(model))
+    "The detector in a file, opened in silence."
     with _hushed():
-        from retinanet_nb.retinanet_box import load_detector
-    return load_detector(model)
+        from retinanet_nb.shards import opened_detector
+
+        return opened_detector(model, engine)
 
 
 def _check_engine(engine, model):
@@ -275,27 +267,6 @@ def _check_apart(paths, folder):
                 " which could replace it: choose another --out"
             )
 
-
-def _row(path, target, size, found, names):
-    "What detections.json says about one picture of size (height, width)."
-    detections = [
-        {
-            "box": [round(float(v), 2) for v in box],
-            "score": round(float(score), 4),
-            "label": int(label),
-            "name": names[label],
-        }
-        for box, score, label in zip(*found)
-    ]
-    row = {"image": str(path)}
-    if target is not None:
-        row["annotated"] = str(target)
-    return row | {
-        "height": size[0],
-        "width": size[1],
-        "detections": detections,
-    }
-
 # %% ../nbs/10b_cli_detect.ipynb #513c2e2f
 ROWS, RESULT = "detections.jsonl", "detections.json"
 
@@ -340,6 +311,7 @@ def _join_rows(lines, target):
 def _annotator(folder, class_names, score_threshold):
     "A function that draws on one picture: its file, the file's bytes, and its row."
     from retinanet_nb.pictures import _encode, draw_detections, read_image
+    from retinanet_nb.shards import _row
 
     def annotate(item):
         (path, image, found), name = item
@@ -398,21 +370,6 @@ def _write_group(drawn):
     )
     return [row for *_, row in drawn]
 
-# %% ../nbs/10b_cli_detect.ipynb #726540e6
-def _rows_alone(found, class_names):
-    "The same, and nothing is drawn."
-    from retinanet_nb.pictures import read_header
-
-    for path, image, result in found:
-        try:
-            if isinstance(result, Exception):
-                raise result
-            # a large picture was not kept
-            size = read_header(path)[:2] if image is None else image.shape
-            yield _row(path, None, size, result, class_names)
-        except (ValueError, OSError) as error:
-            yield error
-
 # %% ../nbs/10b_cli_detect.ipynb #f6ba8f70
 def _detect_all(detector, paths, names, ours, batch_size, score_threshold):
     """Detect, draw and write, or only write rows where there are no `names`;
@@ -421,6 +378,7 @@ def _detect_all(detector, paths, names, ours, batch_size, score_threshold):
     from tqdm import tqdm
 
     from retinanet_nb.prediction import predict_with_pictures
+    from retinanet_nb.shards import _rows_alone
 
     classes = detector.class_names
     found = predict_with_pictures(detector, paths, batch_size, score_threshold)
@@ -680,6 +638,66 @@ def _check_only_json(only_json, show, images):
             " pictures, not with a video, a camera or --show"
         )
 
+# %% ../nbs/10b_cli_detect.ipynb #9c300051
+def _check_ray(ray, of_ray, show, images):
+    "Raise an error where --ray can't be had, or its options are given without it."
+    names = ("ray_workers", "shard_size", "shard_format")
+    if not ray:
+        for name, value in zip(names, of_ray):
+            if value is not None:
+                raise ValueError(f"--{name} goes with --ray")
+        return
+    if show or any(map(_is_video, images)):
+        raise ValueError(
+            "--ray is for many pictures: it goes with neither a video, a camera"
+            " nor --show"
+        )
+    from retinanet_nb.shards import SHARD_FORMATS, _library
+
+    if of_ray[2] not in (None, *SHARD_FORMATS):
+        raise ValueError(
+            f"--shard_format must be {' or '.join(SHARD_FORMATS)},"
+            f" not {_short(of_ray[2])}"
+        )
+    _library("ray", "ray")
+
+# %% ../nbs/10b_cli_detect.ipynb #9c300052
+def _in_shards(model, paths, folder, options, workers, size, format):
+    "The command with --ray."
+    from functools import partial
+
+    from retinanet_nb.shards import detect_in_shards, on_ray
+
+    threshold, batch_size, engine = options
+    counted = detect_in_shards(
+        model,
+        paths,
+        folder,
+        threshold,
+        batch_size,
+        size or 256,
+        format or "jsonl",
+        engine,
+        partial(on_ray, workers=workers),
+    )
+    there = counted.shards - counted.fresh
+    print(
+        f"{_count(counted.objects, 'object')} in"
+        f" {_count(counted.pictures, 'picture')}: {_count(counted.shards, 'shard')}"
+        f" in {folder}{f', {there} of them from before' if there else ''}"
+    )
+    _tell_refused(counted.refused, len(paths))
+
+
+def _tell_refused(refused, count):
+    "Raise `ValueError` that says which of `count` pictures could not be read."
+    if refused:
+        shown = "; ".join(refused[:20])
+        more = f"; and {len(refused) - 20} more" if len(refused) > 20 else ""
+        raise ValueError(
+            f"{len(refused)} of {count} pictures could not be read: {shown}{more}"
+        )
+
 # %% ../nbs/10b_cli_detect.ipynb #e23329df
 #| code-fold: true
 #| code-summary: "retinanet_detect: every option"
@@ -704,6 +722,12 @@ def retinanet_detect(
     only_json: store_true = False,
     # openvino: a .keras file is compiled for it once, and kept in the cache folder
     engine: str = None,
+    # share the pictures out over the machines of a Ray cluster, and write what was
+    # found shard by shard; a second run makes the missing shards (chapter 9.3)
+    ray: store_true = False,
+    ray_workers: int = None,  # detectors at once; default: one a card, or machine
+    shard_size: int = None,  # pictures in a shard; default: 256
+    shard_format: str = None,  # jsonl, the default, or parquet
     version: _Version = THIS,
 ):
     """Find objects in pictures or a video: writes each with its boxes, and all of
@@ -712,12 +736,17 @@ def retinanet_detect(
     model, images = _model_and_words(model, images)
     _check_only_json(only_json, show, images)
     _check_engine(engine, model)
+    of_ray = ray_workers, shard_size, shard_format
+    _check_ray(ray, of_ray, show, images)
     if any(map(_is_video, images)):
         options = batch_size, show, engine
         return _watch(model, images, Path(out), score_threshold, *options)
     paths, folder = find_pictures(images), Path(out)
     model = _detector_file(model)
     _check_apart(paths, folder)
+    if ray:
+        options = score_threshold, batch_size, engine
+        return _in_shards(model, paths, folder, options, *of_ray)
     names = [] if only_json else _annotated_names(paths)
     with claim(folder, [ROWS, RESULT, *names]) as ours:
         detector = _any_detector(model, engine)
@@ -729,13 +758,7 @@ def retinanet_detect(
     )
     if show:
         _show_files([folder / name for name in names])
-    if refused:
-        shown = "; ".join(refused[:20])
-        more = f"; and {len(refused) - 20} more" if len(refused) > 20 else ""
-        raise ValueError(
-            f"{len(refused)} of {len(paths)} pictures could not be read:"
-            f" {shown}{more}"
-        )
+    _tell_refused(refused, len(paths))
 
 # %% ../nbs/10b_cli_detect.ipynb #9ce00002
 FORMATS = {

@@ -505,6 +505,8 @@ WRONG = {
     "pictures": (-3, 0),
     "steps": (-1, 0),
     "devices": (-1, 0),
+    "ray_workers": (-1, 0),
+    "shard_size": (-1, 0),
     "epochs": (-1, 0),
     "validate_every": (-1, 0),
     "patience": (-1, 0),

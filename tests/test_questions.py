@@ -44,6 +44,8 @@ QUESTIONS = [
     ("It runs out of memory", "tutorials/questions", "it-runs-out-of-memory", "batch_size"),
     ("May I use two machines?", "tutorials/questions", "may-i-use-two-machines", "machines"),
     ("What is known of several machines?", "09b_machines", "what-was-run", "not run"),
+    ("I have a million pictures", "tutorials/questions", "i-have-a-million-pictures", "--ray"),
+    ("How do I detect on a cluster?", "09c_shards", "on-a-ray-cluster", "RAY_ADDRESS"),
     (
         "How do I use two graphics cards?",
         "tutorials/several_devices",
