@@ -94,7 +94,7 @@ def _normalise_torch(layer, x, training=None, mask=None):
         )
     return y.permute(0, 2, 3, 1)
 
-
+# %% ../nbs/90r_quick_layers.ipynb #90f00c02
 def _normalise_tensorflow(layer, x, training=None, mask=None):
     "What `BatchNormalization` does, in TensorFlow and in one go."
     import tensorflow as tf
@@ -111,12 +111,12 @@ def _normalise_tensorflow(layer, x, training=None, mask=None):
         epsilon=layer.epsilon,
         is_training=learns,
     )
-    if learns:  # it gives the unbiased variance, and Keras keeps the other
+    if learns:
         n = ops.cast(tf.size(x) // x.shape[-1], "float32")
         _follow(layer, batch_mean, batch_variance * (n - 1) / n)
     return y
 
-
+# %% ../nbs/90r_quick_layers.ipynb #90f00c04
 def _pool_torch(layer, x):
     "What `MaxPooling2D` without padding does, in PyTorch and without copies."
     from torch.nn import functional

@@ -41,7 +41,7 @@ LONG = (
     "test_a_run_killed_at_random_moments_ends_as_if_left_alone",
     "test_notebook_runs[10_cli.ipynb]",
     "test_engine[jax]",
-    "test_two_processes_end_with_the_weights_of_one",
+    "test_two_processes_or_devices_end_with_the_weights_of_one",
     "test_notebook_runs[tutorials/your_pictures.ipynb]",
     "test_a_power_cut_during_a_run_costs_nothing_that_was_kept",
     "test_a_whole_run_on_another_engine[jax]",
