@@ -5,9 +5,8 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before anything imports TensorFlow
 os.environ.setdefault("MPLBACKEND", "Agg")
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # as many processes as cores: threads of each would wait for those of the others
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # as many processes as cores: threads of each would wait for those of the others
     for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ.setdefault(name, "1")
     # what is compiled here runs a few times: a compiler that thinks long loses more than it gains

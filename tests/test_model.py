@@ -154,9 +154,8 @@ def test_hyperparameters_and_names_survive_saving(tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     pictures = noise(2, (100, 130))
-    for name, value in model(
-        pictures, training=False
-    ).items():  # Keras reads plain layers, A.18's are quicker
+    # Keras reads plain layers, A.18's are quicker
+    for name, value in model(pictures, training=False).items():
         other = numpy(again(pictures, training=False)[name])
         np.testing.assert_allclose(numpy(value), other, rtol=1e-5, atol=1e-5)
     first, second = retinanet_box(model), retinanet_box(again)
