@@ -18,6 +18,61 @@ from .hyperparameters import HyperParameters
 # %% ../nbs/05a_targets.ipynb #baa17dcc
 BACKGROUND, IGNORED = -1, -2  # the classes of anchors that answer for no object
 
+# %% ../nbs/05a_targets.ipynb #5a7a0001
+def _largest(table):
+    "The largest number of every row, and the first index that has it."
+    # TensorFlow takes half the time over top_k that it takes over argmax;
+    # PyTorch's top_k names any of equal numbers, not the first.
+    if keras.backend.backend() == "tensorflow":
+        values, indices = ops.top_k(table, 1)
+        return values[..., 0], ops.cast(indices[..., 0], "int32")
+    indices = ops.cast(ops.argmax(table, axis=-1), "int32")
+    return ops.max(table, axis=-1), indices
+
+# %% ../nbs/05a_targets.ipynb #5a7a0003
+def _winners(
+    iou,  # (B, M) of each object with its best anchor
+    anchor,  # (B, M) int32: which anchor that is
+):
+    "The objects that get their best anchor, (B, M) bool."
+    same = anchor[:, :, None] == anchor[:, None]
+    mine, theirs = iou[:, :, None], iou[:, None]
+    order = ops.arange(ops.shape(iou)[1])
+    earlier = order[None] < order[:, None]
+    stronger = (theirs > mine) | ((theirs == mine) & earlier)
+    return (iou > 0) & ops.logical_not(ops.any(same & stronger, axis=-1))
+
+# %% ../nbs/05a_targets.ipynb #5a7a0005
+def _give(
+    matched,  # (B, N) int32: what the thresholds say
+    anchor,  # (B, M) int32: the best anchor of each object
+    wins,  # (B, M) bool: whether the object gets it
+):
+    "`matched` with every winner at its anchor."
+    pictures, anchors = ops.shape(matched)
+    start = (anchors + 1) * ops.arange(pictures)[:, None]
+    places = start + ops.where(wins, anchor, anchors)
+    objects = ops.arange(ops.shape(anchor)[1])
+    objects = ops.broadcast_to(objects, ops.shape(anchor))
+    wide = ops.pad(matched, [[0, 0], [0, 1]])
+    given = ops.scatter_update(
+        ops.reshape(wide, (-1,)),
+        ops.reshape(places, (-1, 1)),
+        ops.reshape(objects, (-1,)),
+    )
+    return ops.reshape(given, ops.shape(wide))[:, :-1]
+
+# %% ../nbs/05a_targets.ipynb #5a7a0007
+def _by_thresholds(
+    iou,  # (B, N, M), −1 at the padding
+    negative_overlap: float,
+    positive_overlap: float,
+):
+    "What the thresholds alone say of every anchor, (B, N) int32."
+    best_iou, best = _largest(iou)
+    nobody = ops.where(best_iou < negative_overlap, BACKGROUND, IGNORED)
+    return ops.where(best_iou >= positive_overlap, best, nobody)
+
 # %% ../nbs/05a_targets.ipynb #8c901322
 def match_anchors(
     # (B, N, M) overlaps of anchors and objects, 0…1
@@ -36,22 +91,27 @@ def match_anchors(
     2015), section 3.1.2.
     """
     iou = ops.where(valid[:, None], iou, -1.0)
-    best = ops.cast(ops.argmax(iou, axis=-1), "int32")
-    best_iou = ops.max(iou, axis=-1)
-    nobody = ops.where(best_iou < negative_overlap, BACKGROUND, IGNORED)
-    matched = ops.where(best_iou >= positive_overlap, best, nobody)
+    matched = _by_thresholds(iou, negative_overlap, positive_overlap)
     if not force_match:
         return matched
-    # (B, M)
-    best_anchor = ops.cast(ops.argmax(iou, axis=1), "int32")
-    # (B, N, M)
-    is_best = ops.arange(ops.shape(iou)[1])[None, :, None] == best_anchor[:, None]
-    claim = ops.where(is_best & (iou > 0), iou, -1.0)
-    return ops.where(
-        ops.max(claim, axis=-1) > 0,
-        ops.cast(ops.argmax(claim, axis=-1), "int32"),
-        matched,
+    reached, anchor = _largest(ops.transpose(iou, (0, 2, 1)))
+    return _give(matched, anchor, _winners(reached, anchor))
+
+# %% ../nbs/05a_targets.ipynb #5a7a0008
+_PIECE = 8192  # anchors whose overlaps are in memory at the same time
+
+# %% ../nbs/05a_targets.ipynb #5a7a000b
+def _best_of(pieces, starts):
+    """The best anchor of each object over all pieces, from the best of each:
+    (B, M) overlaps and indices of anchors.
+    """
+    overlap = ops.stack([iou for iou, _ in pieces], axis=-1)
+    anchor = [at + start for (_, at), start in zip(pieces, starts)]
+    best, piece = _largest(overlap)
+    anchor = ops.take_along_axis(
+        ops.stack(anchor, axis=-1), piece[..., None], axis=-1
     )
+    return best, anchor[..., 0]
 
 # %% ../nbs/05a_targets.ipynb #59f609dd
 @keras.saving.register_keras_serializable("retinanet_nb")
@@ -78,9 +138,25 @@ class Matcher(Part):
         valid,  # (B, M) bool: false for padding
     ):
         "(B, N) int32: an index of 0…M−1, `BACKGROUND` or `IGNORED`."
-        iou = overlaps(anchors, boxes)
-        rule = (self.negative_overlap, self.positive_overlap, self.force_match)
-        return match_anchors(iou, valid, *rule)
+        step = _PIECE if isinstance(anchors.shape[0], int) else None
+        starts = range(0, anchors.shape[0], step) if step else [0]
+        pieces = [
+            self._piece(anchors[start:][:step], boxes, valid) for start in starts
+        ]
+        matched = ops.concatenate([said for said, _ in pieces], axis=1)
+        if not self.force_match:
+            return matched
+        best, anchor = _best_of([found for _, found in pieces], starts)
+        return _give(matched, anchor, _winners(best, anchor))
+
+    def _piece(self, anchors, boxes, valid):
+        """What the thresholds say of some anchors (B, n); and for each object
+        (B, M) its largest overlap with one of them, and which that is.
+        """
+        iou = ops.where(valid[:, None], overlaps(anchors, boxes), -1.0)
+        rule = (self.negative_overlap, self.positive_overlap)
+        found = _largest(ops.transpose(iou, (0, 2, 1)))
+        return _by_thresholds(iou, *rule), found
 
 # %% ../nbs/05a_targets.ipynb #605122f3
 def assign_targets(
