@@ -44,9 +44,14 @@ from retinanet_nb.voc import VOCDataset
 
 # The first part of the training never sees these three: chapter 11 asks what the detector so far is worth to somebody who comes with a hundred pictures of them.
 HELD_OUT = ("boat", "cow", "sheep")
-# The parts of the training: side of the canvas, the classes whose pictures are left out, and the share of the time at which the part ends. Small pictures
-# first: the more the network sees in an hour, the better it learns to name; the last part is about finding small things.
-PARTS = ((160, HELD_OUT, 0.15), (160, (), 0.8), (192, (), 1.0))
+# The parts of the training: side of the canvas, the classes whose pictures are left out, the share of mosaics, and the share of the time at which the part
+# ends. Small pictures first: the more the network sees in an hour, the better it learns to name; then comes finding small things, and at last pictures as they are.
+PARTS = (
+    (160, HELD_OUT, 0.5, 0.15),
+    (160, (), 0.5, 0.75),
+    (192, (), 0.5, 0.92),
+    (192, (), 0.0, 1.0),
+)
 SETTINGS = preset("tiny").replace(
     backbone="small",
     feature_size=96,
@@ -362,12 +367,18 @@ class Run:
 
     def open(self):
         "The pictures and anchors of this part of the training."
-        side, without, _ = PARTS[self.part]
-        h = SETTINGS.replace(image_size=(side, side))
+        side, without, mosaic, _ = PARTS[self.part]
+        h = SETTINGS.replace(image_size=(side, side), mosaic=mosaic)
         dataset = pictures(self.folder, without)
         print(f"{len(dataset)} pictures on a canvas of {h.image_size}", flush=True)
         self.batches = train_generator(dataset, h, workers=1)
         self.anchors = AnchorGenerator(h.anchors)(h.image_size)
+
+    def go_back(self, share):
+        "A run that is given more time than before goes back to smaller pictures, but never to fewer classes."
+        while self.part > 1 and share < PARTS[self.part - 1][-1]:
+            self.part -= 1
+            self.open()
 
     def next_part(self):
         "The part of the training that follows; classes that were background until now begin afresh."
@@ -413,8 +424,9 @@ class Run:
 def find_objects(folder, minutes):
     "Train for so many minutes of one core, however many epochs these are: the rate falls with them."
     run = Run(folder)
+    run.go_back(run.seconds / 60 / minutes)
     while (share := run.seconds / 60 / minutes) < 1:
-        while share >= PARTS[run.part][2]:
+        while share >= PARTS[run.part][-1]:
             run.next_part()
         run.batches.set_epoch(run.epoch)
         run.net.train()
@@ -424,7 +436,7 @@ def find_objects(folder, minutes):
             losses.append(run.learn(*run.batches[i], share))
             run.seconds += time.thread_time() - start
             share = run.seconds / 60 / minutes
-            if share >= PARTS[run.part][2]:
+            if share >= PARTS[run.part][-1]:
                 break
         run.note(losses, run.seconds - begin)
 
