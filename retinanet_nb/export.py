@@ -528,7 +528,9 @@ def _write_saved_model(function, spec, path, card):
     module.detect = detect
     # a SavedModel keeps only the variables that its module refers to
     module.variables_of_the_network = function.network.variables
-    module.card = tf.constant(card.to_json())
+    # a function, since of a plain tensor nothing is kept
+    text = card.to_json()
+    module.card = tf.function(lambda: tf.constant(text), input_signature=[])
     tf.saved_model.save(module, str(path), signatures=detect)
 
 
@@ -767,25 +769,45 @@ def _hand_over(made, path):
     for new, place in reversed(list(zip(_files_of(made), _files_of(path)))):
         os.replace(new, place)
 
+# %% ../nbs/09a_export.ipynb #9ae0e001
+class _SavedModel:
+    "A SavedModel that was just written, as the openers give the other files."
+
+    def __init__(self, path):
+        import tensorflow as tf
+
+        self.tensor = tf.constant
+        # what a module loads is gone with it, so it is kept
+        self.module = tf.saved_model.load(str(path))
+        self.card = _card(self.module.card().numpy().decode(), path)
+        self.detect = self.module.signatures["serving_default"]
+        self.shape = self.detect.structured_input_signature[1]["images"].shape
+
+    def run(self, images):
+        "What the file answers to `images` (B, H, W, 3), uint8."
+        answer = self.detect(images=self.tensor(images))
+        return [np.asarray(answer[n]) for n in NAMES[self.card.suppression]]
+
 # %% ../nbs/09a_export.ipynb #9ae00043
 def _compared(detector, path, pictures):
     "The largest differences between a detector and its exported file."
-    if not path.suffix:  # a SavedModel is TensorFlow's own
-        return {"boxes": 0.0, "scores": 0.0}
-    exported = load_exported(path)
-    outside = exported.card.suppression == "outside"
+    if path.suffix:
+        exported = load_exported(path)
+        opened, card = exported._opened, exported.card
+    else:
+        opened = _SavedModel(path)
+        card = opened.card
+    outside = card.suppression == "outside"
     original = _boxes_and_scores(detector) if outside else detector
     apart = np.zeros(2)
     for picture in pictures[:8]:
         one = _as_bytes(np.asarray(picture)[None])
         ours = [np.asarray(x)[0] for x in original.predict_on_batch(one)]
+        given = next(_portions(one, opened.shape[0]))
+        theirs = [x[0] for x in opened.run(given)]
         if outside:
-            given = next(_portions(one, exported._opened.shape[0]))
-            theirs = [x[0] for x in exported._opened.run(given)]
-            threshold = exported.card.options["score_threshold"]
-            far = _numbers_apart(ours, theirs, threshold)
+            far = _numbers_apart(ours, theirs, card.options["score_threshold"])
         else:
-            theirs = [x[0] for x in exported.predict_on_batch(one)]
             far = np.maximum(_unmatched(ours, theirs), _unmatched(theirs, ours))
         apart = np.maximum(apart, far)
     return {"boxes": float(apart[0]), "scores": float(apart[1])}

@@ -192,12 +192,39 @@ def test_a_saved_model_names_its_outputs(detector, pictures, tmp_path):
     import tensorflow as tf
 
     export_detector(detector, tmp_path / "model", suppression="inside")
-    answer = tf.saved_model.load(str(tmp_path / "model")).signatures["serving_default"](
-        images=tf.constant(pictures[:1])
-    )
+    loaded = tf.saved_model.load(str(tmp_path / "model"))
+    assert json.loads(loaded.card().numpy())["class_names"] == list(detector.class_names)
+    answer = loaded.signatures["serving_default"](images=tf.constant(pictures[:1]))
     ours = dict(zip(("boxes", "scores", "labels"), detector.predict_on_batch(pictures[:1])))
     for name, value in ours.items():
         np.testing.assert_allclose(numpy(value), numpy(answer[name]), atol=1e-3)
+
+
+@pytest.mark.parametrize("suppression", ["inside", "outside"])
+def test_a_saved_model_is_run_before_it_is_handed_over(
+    detector, pictures, tmp_path, monkeypatch, suppression
+):
+    write = export.WRITERS[""]
+    far = export_detector(detector, tmp_path / "model", suppression=suppression, pictures=pictures)
+    assert max(far.values()) < 1e-3
+
+    def spoilt(function, *rest):
+        write(function, *rest)
+        import tensorflow as tf
+
+        path, weights = rest[1], function.network.variables
+        kept = [v.numpy() for v in weights]
+        for v in weights:
+            v.assign(v * 0.9)
+        tf.io.gfile.rmtree(str(path))
+        write(function, *rest)
+        for v, w in zip(weights, kept):
+            v.assign(w)
+
+    monkeypatch.setitem(export.WRITERS, "", spoilt)
+    with pytest.raises(ValueError, match="was not written: its boxes or scores differ"):
+        export_detector(detector, tmp_path / "other", suppression=suppression, pictures=pictures)
+    assert not (tmp_path / "other").exists()
 
 
 REFUSED = {
