@@ -478,11 +478,12 @@ def sheet(data, path, threshold=0.4, columns=6):
     detector, tiles = load_detector("photos"), []
     for record in chosen:
         image = read_image(record.image)
+        found = detect(detector, image, threshold)
         scale = max(240 / image.shape[0], 300 / image.shape[1])
         size = tuple(math.ceil(n * scale) for n in image.shape[1::-1])
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        found = detect(detector, image, threshold)
-        image = draw_detections(image, found.boxes, found.scores, found.labels, detector.class_names)
+        boxes = found.boxes * scale
+        image = draw_detections(image, boxes, found.scores, found.labels, detector.class_names, threshold)
         top, left = ((n - m) // 2 for n, m in zip(image.shape[:2], (240, 300)))
         tiles.append(image[top : top + 240, left : left + 300])
     rows = [np.hstack(tiles[k : k + columns]) for k in range(0, len(tiles), columns)]
