@@ -422,7 +422,7 @@ class Run:
 
 
 def find_objects(folder, minutes):
-    "Train for so many minutes of one core, however many epochs these are: the rate falls with them."
+    "Train for so many minutes of the main thread, however many epochs these are: the rate falls with them."
     run = Run(folder)
     run.go_back(run.seconds / 60 / minutes)
     while (share := run.seconds / 60 / minutes) < 1:
@@ -499,7 +499,12 @@ def main():
     parser.add_argument("path", type=Path, nargs="?", help="what write or sheet writes")
     parser.add_argument("--folder", type=Path, default=Path("runs/photos"))
     parser.add_argument("--epochs", type=int, default=14, help="of name")
-    parser.add_argument("--minutes", type=float, default=97, help="of find, of one core")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=97,
+        help="of find, of its main thread: with OMP_NUM_THREADS=2 a second core's come on top",
+    )
     parser.add_argument(
         "--size", type=int, default=256, help="side of the canvas that write gives the detector"
     )
