@@ -2,7 +2,7 @@
 
     RETINANET_DATA=… python tests/photos.py shrink   # VOC2007's training pictures, at most 288 pixels
     python tests/photos.py name --epochs 14          # the body learns to name objects cut out of them
-    python tests/photos.py find --minutes 97         # the detector learns to find them
+    python tests/photos.py find --minutes 180        # the detector learns to find them (after 48 and 95, chapter 11)
     python tests/photos.py write photos.keras        # half precision, for the package
     python tests/photos.py sheet sheet.jpg           # what it finds in 24 pictures of `val`
 
