@@ -1,6 +1,8 @@
 """Every notebook runs top to bottom in a process of its own, without a network and without `RETINANET_DATA`, and its
 saved outputs are of the kinds that such a run gives. Cells with `#| slow` or `#| eval: false` are left out."""
 
+import atexit
+import multiprocessing
 import os
 import re
 import shutil
@@ -41,9 +43,64 @@ def nothing_left_behind():
         assert not untracked(book.ROOT) - before, "running the notebooks left files in the checkout"
 
 
+# --- a process for each page -----------------------------------------------------------------------------------------
+
+# TensorFlow takes four seconds to import. Where there is fork, one process does that and nothing else, and every kernel
+# is a copy of it; until the first operation there are no threads that a copy would lack.
+FORKED = sys.platform == "linux"
+if FORKED:
+    SERVER = multiprocessing.get_context("forkserver")
+    SERVER.set_forkserver_preload(["tensorflow", "ipykernel.kernelapp"])
+
+
+def kernel(words, folder, environment, ready):
+    "What `python -m ipykernel_launcher` does."
+    os.setsid()  # a kernel is killed with all of its group
+    ready.send(True)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment, JPY_PARENT_PID=str(os.getppid()))
+    sys.argv[:] = words
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [p for p in sys.path if Path(p).resolve() != here]  # the book has no tests to import
+    import matplotlib
+    from ipykernel import kernelapp
+
+    # Keras has imported matplotlib, which asked the environment of that time how to draw
+    matplotlib.rcParams["backend"] = "module://matplotlib_inline.backend_inline"
+    kernelapp.launch_new_instance()
+    atexit._run_exitfuncs()  # such a process leaves without
+
+
+class Kernel:
+    "A forked kernel, as jupyter_client knows those that it starts itself."
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, words, env, cwd, **_):
+        words = words[words.index("-f") - 1 :]
+        ready, theirs = SERVER.Pipe(duplex=False)
+        self.process = SERVER.Process(target=kernel, args=(words, cwd, dict(env), theirs))
+        self.process.start()
+        assert ready.recv()
+        self.pid, self.kill, self.terminate = self.process.pid, self.process.kill, self.process.terminate
+
+    def poll(self):
+        return self.process.exitcode
+
+    def wait(self):
+        self.process.join()
+        return self.process.exitcode
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
     "A copy of the notebooks' folder to run in, and a reader's environment: no data, no network beyond this machine."
+    if FORKED:
+        monkeypatch.setattr("jupyter_client.provisioning.local_provisioner.launch_kernel", Kernel)
     shutil.copytree(
         book.ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".*", "runs", "_quarto.yml")
     )
