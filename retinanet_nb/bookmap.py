@@ -33,6 +33,7 @@ PARTS = (
     ("3.4", "3.4 weights\ntrained by others", "weights", 150, 204, 100, 44),
     ("9.1", "9.1 export\nother runtimes", "export", 384, 268, 90, 44),
     ("9.2", "9.2 machines\nshared work", "machines", 384, 196, 90, 44),
+    ("9.3", "9.3 shards\nmillions of pictures", "shards", 12, 268, 128, 44),
     ("8", "8 demo\nthe whole of it", "demo", 510, 268, 108, 44),
 )
 # a line of points, each the start of the next stretch; the last one has the head
@@ -52,6 +53,7 @@ ARROWS = (
     ((694, 234), (694, 268)),
     ((640, 290), (618, 290)),
     ((694, 312), (694, 320), (325, 320), (325, 312)),
+    ((325, 320), (76, 320), (76, 312)),
     ((280, 290), (266, 290)),
     ((190, 204), (190, 174)),
     ((429, 320), (429, 312)),
