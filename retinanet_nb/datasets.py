@@ -8,6 +8,8 @@ __all__ = ['Layout', 'recognize', 'open_dataset', 'hold_out', 'split_by', 'share
 # %% ../nbs/06f_datasets.ipynb #75b17f8e
 #| code-fold: true
 #| code-summary: "Imports"
+import mmap
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,13 +64,13 @@ class Layout(NamedTuple):
 
 # %% ../nbs/06f_datasets.ipynb #7fd07c67
 def _looks_like_coco(path):
-    "Whether a JSON file has the lists of a COCO file, by its two ends."
-    with path.open("rb") as file:
-        ends = file.read(1 << 16)
-        file.seek(max(0, path.stat().st_size - (1 << 16)))
-        ends += file.read()
+    "Whether a JSON file has the lists of a COCO file, wherever they stand in it."
     keys = (b'"images"', b'"annotations"', b'"categories"')
-    return sum(key in ends for key in keys) > 1
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return False  # nothing cannot be mapped
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            return sum(text.find(key) >= 0 for key in keys) > 1
 
 
 def _looks_like_table(path):
@@ -79,8 +81,9 @@ def _looks_like_table(path):
             return True
     except ValueError:
         return False
-    corners = [as_number(v) for v in row[1:5]]
-    return len(row) == 6 and all(v == v for v in corners)
+    numbers = all(as_number(v) == as_number(v) for v in row[1:5])
+    # the first picture may show nothing
+    return len(row) == 6 and (numbers or not any(row[1:]))
 
 
 def _split_of(path, root):
@@ -97,7 +100,8 @@ def _folder_of_files(root):
         ("COCO", ".json", _looks_like_coco),
         ("CSV", ".csv", _looks_like_table),
     ):
-        places = [root, *(p for p in sorted(root.iterdir()) if p.is_dir())]
+        inside = (p for p in sorted(root.iterdir()) if p.name[0] not in "._")
+        places = [root, *(p for p in inside if p.is_dir())]
         found = [f for p in places for f in _files(p, (suffix,)) if looks(f)]
         splits = {}
         for file in found:

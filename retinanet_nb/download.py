@@ -27,11 +27,15 @@ from .files import _told, sync
 
 # %% ../nbs/90d_download.ipynb #82744d1c
 def cache_folder() -> Path:
-    """Where what was fetched or made once is kept: `~/.cache/retinanet_nb`, or what
-    the environment variable `RETINANET_CACHE` names.
+    """Where what was fetched or made once is kept: what the environment variable
+    `RETINANET_CACHE` names, or else `retinanet_nb` in `XDG_CACHE_HOME`, which is
+    `~/.cache` unless it is set.
     """
     named = os.environ.get("RETINANET_CACHE")
-    return Path(named) if named else Path.home() / ".cache/retinanet_nb"
+    if named:
+        return Path(named)
+    common = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(common) / "retinanet_nb"
 
 # %% ../nbs/90d_download.ipynb #303bc39f
 def _digest(
@@ -351,7 +355,7 @@ def download_voc(
     # "trainval" (also for "train" and "val") or "test" (2007 only)
     split: str = "trainval",
     root: Path = "data",  # the data end up in root/VOCdevkit/VOC<year>
-    cache: Path = None,  # where the archive is kept; None: ~/.cache/retinanet_nb
+    cache: Path = None,  # where the archive is kept; None: cache_folder()
     keep_tar: bool = True,  # keep an archive that was fetched after unpacking it
     mirror: str = VOC_ADDRESS,  # address that the archives lie below
     url: str = None,  # the archive's full address, instead of mirror
@@ -381,7 +385,7 @@ def download_voc(
     target = root / "VOCdevkit" / f"VOC{year}"
     if (target / last).is_file():
         return target
-    tar = _cache(cache) / where.rpartition("/")[2]
+    tar = Path(cache or cache_folder()) / where.rpartition("/")[2]
     url = url or mirror.rstrip("/") + "/" + where
     ours = _fetch_once(url, tar, md5 or official, progress)
     root.mkdir(parents=True, exist_ok=True)
@@ -396,16 +400,6 @@ def download_voc(
     return target
 
 # %% ../nbs/90d_download.ipynb #ad49e6f1
-def _cache(folder):
-    "The folder that archives are kept in."
-    if folder:
-        return Path(folder)
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        / "retinanet_nb"
-    )
-
-
 def _fetch_once(url, tar, md5, progress):
     "Fetch an archive that is not there yet; whether it was fetched now."
     if not tar.is_file():

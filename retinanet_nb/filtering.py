@@ -123,6 +123,15 @@ def non_max_suppression(
     return ops.where(kept >= 0, found, -1)
 
 # %% ../nbs/04c_filtering.ipynb #b52da462
+def _best_class(scores):
+    "The class of the highest score, the first of equal ones: (..., K) to int32."
+    # TensorFlow's argmax goes by a bit cast, which no converter takes; PyTorch's
+    # top_k names any of equal numbers
+    if keras.backend.backend() == "tensorflow":
+        return ops.cast(ops.top_k(scores, 1)[1][..., 0], "int32")
+    return ops.cast(ops.argmax(scores, axis=-1), "int32")
+
+
 def _candidates(
     boxes,  # (B, N, 4) pixels
     scores,  # (B, N, K) in 0…1
@@ -151,8 +160,8 @@ def _candidates(
         labels = top % num_classes
     else:
         anchor = top
-        best_class = ops.cast(ops.argmax(scores, axis=-1), "int32")
-        labels = ops.take_along_axis(best_class, top, axis=1)
+        chosen = ops.take_along_axis(scores, top[..., None], axis=1)
+        labels = _best_class(chosen)
     top_boxes = ops.take_along_axis(boxes, anchor[..., None], axis=1)
     return top_boxes, top_scores, labels
 

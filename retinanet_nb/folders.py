@@ -43,10 +43,35 @@ _SPLITS = {
 }
 
 
+class _Loader(yaml.BaseLoader):
+    """Every word as it is written, so that no class becomes a number or False; and
+    few references, each of which may double what there is to read.
+    """
+
+    references = 0
+
+    def compose_node(self, parent, index):
+        self.references += self.check_event(yaml.AliasEvent)
+        if self.references > 16:
+            raise yaml.YAMLError("it refers to its own parts more than 16 times")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key in (str(key.value) for key, _ in node.value):
+            if key in seen:
+                raise yaml.YAMLError(f"it says {_short(key)} twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_NOTHING = ("", "~", "null", "Null", "NULL")  # as YAML spells it
+
+
 def _read_yaml(path):
-    "The mapping in a YAML file; `ValueError` that names it otherwise."
+    "The mapping in a YAML file, of text; `ValueError` that names it otherwise."
     try:
-        data = yaml.safe_load(path.read_bytes())
+        data = yaml.load(path.read_bytes(), _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         why = _short(" ".join(str(error).split()), 200)
         raise ValueError(f"{path} is not YAML that can be read: {why}.") from None
@@ -55,7 +80,7 @@ def _read_yaml(path):
             f"{path} is not a data.yaml: it holds {_short(data)} instead of"
             " train:, val: and names:."
         )
-    return data
+    return {k: v for k, v in data.items() if v not in _NOTHING}
 
 # %% ../nbs/06e_folders.ipynb #6d37d625
 def _yolo_names(data, path):
@@ -75,14 +100,20 @@ def _yolo_names(data, path):
             f"{path} lists no classes: names: [ball, wheel] is expected, not"
             f" {_short(data.get('names'))}."
         )
-    names = [str(name).strip() for name in names]
+    odd = [name for name in names if not isinstance(name, str)]
+    if odd:
+        raise ValueError(
+            f"{path}: YAML understands a name as {_short(odd[0])}; write it in"
+            " quotation marks."
+        )
+    names = [name.strip() for name in names]
     if len(set(names)) < len(names) or not all(names):
         raise ValueError(
             f"{path}: names must be different and not empty, not"
             f" {_short(names, 200)}."
         )
     count = data.get("nc")
-    if count is not None and count != len(names):
+    if count is not None and as_number(count) != len(names):
         raise ValueError(
             f"{path} says nc: {_short(count)} and lists {len(names)} names."
         )
@@ -173,8 +204,13 @@ def _below(folder, suffixes):
             " read it."
         ) from None
 
-    found = []
-    for place, folders, names in os.walk(folder, onerror=unreadable):
+    found, seen = [], set()
+    walk = os.walk(folder, onerror=unreadable, followlinks=True)
+    for place, folders, names in walk:
+        if (real := os.path.realpath(place)) in seen or real == os.sep:
+            folders.clear()  # a link led here before, or to the whole disk
+            continue
+        seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         good = (n for n in sorted(names) if not n.startswith("."))
         found += [
@@ -402,7 +438,10 @@ def _description(path):
     "What a data.yaml says, or what a list of class names does in the same words."
     if path.suffix.lower() in (".yaml", ".yml"):
         return _read_yaml(path)
-    text = path.read_bytes().decode("utf-8-sig", "replace")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text; save it as such.") from None
     up = ".." if path.parent.name == "labels" else "."
     splits = _split_folders(_place(path.parent, up)) or {"all": "."}
     return {"path": up, "names": text.strip().splitlines(), **splits}
@@ -509,6 +548,10 @@ class _Loose:
     def called(self, path):
         "What the report calls a file."
         return path.relative_to(self.folder).as_posix()
+
+    def key_of(self, picture):
+        "The key that the XML of a picture has."
+        return _loose_key(picture, self.folder)
 
     def parts(self, key):
         "The folders of an annotation, or its picture's where none is a split."

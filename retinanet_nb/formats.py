@@ -287,6 +287,7 @@ def _called(entry):
 def _deal(entries, pictures, categories, path, report):
     "Give each of the annotations that can be read to its picture."
     taken, left, ids, doubles = 0, [], set(), 0
+    spelt = set(map(str, pictures))  # ids as text: "7" and 7 are not the same
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
             left.append(f"entry {number} of annotations is {_short(entry)}")
@@ -302,6 +303,9 @@ def _deal(entries, pictures, categories, path, report):
                 f"{_called(entry)} belongs to image {shown}, which is not listed"
             )
             report.add("dropped", path.name, why)
+            if str(image) in spelt:
+                kind = "text" if isinstance(image, str) else "a number"
+                left.append(f"{why} as {kind}")
             continue
         picture, found = pictures[image], _coco_object(entry, categories)
         if isinstance(found, str):
@@ -582,8 +586,8 @@ class CSVDataset(Records):
     def __init__(
         self,
         path: Path,  # the CSV file
-        # names, or the path of a class,id file; None: the names found,
-        # sorted
+        # names, or the path of a class,id file; None: VOC's twenty if
+        # those found are among them, or else those found, sorted
         class_names: Sequence = None,
         # raise at the first irregularity instead of reporting it
         strict: bool = False,

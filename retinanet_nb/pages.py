@@ -226,7 +226,9 @@ def save(self: Page) -> Path:
         style=_STYLE,
         body="\n".join(part for part in self.parts if part),
     )
-    write = lambda beside: beside.write_text(html, encoding="utf-8")
+    # names of files may hold bytes that are no UTF-8
+    data = html.encode("utf-8", "backslashreplace")
+    write = lambda beside: beside.write_bytes(data)
     path = self.claim.write("index.html", write)
     self._stack.close()
     return path

@@ -466,15 +466,22 @@ def _fits(entry, header, report):
         entry.boxes = turn_boxes(entry.boxes, header.stored, turn)
         said += " once turned by its EXIF orientation"
         how = ", and the boxes were turned with it"
-    elif _reaches(entry.boxes, entry.size) and not _reaches(entry.boxes, stated):
-        report.add(
-            "refused", entry.file, f"{said}, and its boxes fit only the former"
-        )
+    elif _was_resized(entry.boxes, stated, entry.size):
+        report.add("refused", entry.file, f"{said}, and its boxes fit the former")
         return False
     else:
         how = "; the boxes were taken as pixels of the picture"
     report.add("noted", entry.file, said + how)
     return True
+
+
+def _was_resized(boxes, stated, size):
+    "Whether boxes seem to be measured in a picture that was resized afterwards."
+    (h, w), (height, width) = stated, size
+    alike = abs(h * width - w * height) < max(h, w, height, width)
+    grown = abs(h / height - 1) > 0.02  # less is a matter of rounding
+    other = _reaches(boxes, size) or (alike and grown)
+    return bool(len(boxes)) and not _reaches(boxes, stated) and other
 
 
 def _reaches(boxes, size):
@@ -511,6 +518,12 @@ def _clip(entry, report):
         entry.keep(kept)
 
 # %% ../nbs/90e_records.ipynb #d85b3c01
+def _in_shares(entries):
+    "Whether the boxes of all pictures end within the first pixel."
+    ends = [e.boxes.max() for e in entries if len(e.boxes)]
+    return bool(ends) and max(ends) <= 1 < min(min(e.size) for e in entries)
+
+
 def finish(
     dataset: Records,  # under construction: gets its records, names and report
     entries: Sequence,  # of Entry, checked
@@ -524,6 +537,9 @@ def finish(
             f"{report.source}: no picture could be read"
             + (f"; the first was refused because of {first}." if first else ".")
         )
+    if _in_shares(entries):
+        why = "no box reaches beyond its picture's first pixel: are they shares"
+        report.add("noted", report.source, f"{why} instead of pixels?")
     class_names = _choose_names(
         {n for e in entries for n in e.names}, class_names
     )

@@ -189,7 +189,12 @@ def _files(folder, suffixes):
         raise PermissionError(
             f"{folder} may not be looked into: ask for the permission to read it."
         ) from None
-    return [path for path in found if path.suffix.lower() in suffixes]
+    # ._name is what macOS puts beside a file on disks of other systems
+    return [
+        path
+        for path in found
+        if path.suffix.lower() in suffixes and not path.name.startswith("._")
+    ]
 
 
 def _contents(folder, most=12):
@@ -389,6 +394,10 @@ class _Folder:
         "What the report calls a file."
         return f"{self.prefix}{path.parent.name}/{path.name}"
 
+    def key_of(self, picture):
+        "The stem that the annotation of a picture has."
+        return _key(picture.stem)
+
     def knows(self, name):
         return _key(_base(name)) in self.annotations or bool(
             self.pictures.find(name)
@@ -439,6 +448,7 @@ class _Reader:
     def __init__(self, report, one_based):
         self.report, self.one_based = report, one_based
         self.entries, self.broken, self.seen, self.zeros = [], [], set(), 0
+        self.pictures = {}  # picture → what the report calls its annotation
 
     def read(self, folder, path):
         "The pictures of one list."
@@ -451,6 +461,10 @@ class _Reader:
             self.seen.add((folder.folder, stem))
             entry = self.entry(folder, stem)
             if entry is not None and check_entry(entry, self.report):
+                first = self.pictures.setdefault(entry.picture, entry.file)
+                if first != entry.file:
+                    why = f"{first} has the same picture, {entry.picture.name}"
+                    self.report.add("noted", entry.file, why)
                 self.entries.append(entry)
 
     def entry(self, folder, stem):
@@ -490,6 +504,11 @@ class _Reader:
 def _picture(folder, stem, said, file):
     "The picture of an annotation that says `said`, or None where it is refused."
     found, others = folder.pictures.of(stem, said)
+    own = folder.key_of(found) if found else stem
+    if own != stem and own in folder.annotations:
+        why = f"{found.name}, which it could mean, has an annotation of its own"
+        folder.report.add("refused", file, f"there is no {stem}.jpg; {why}")
+        return None
     if found is None:
         other = said and _base(said) != f"{stem}.jpg"
         also = f", nor {_short(said)!r} as it says" if other else ""

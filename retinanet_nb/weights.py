@@ -178,6 +178,23 @@ def _folded(gamma, variance, epsilon):
     return (np.asarray(gamma, "float64") * factor).astype("float32")
 
 # %% ../nbs/03d_weights.ipynb #5e0bd02a
+def _settings(source, rows, **values):
+    """`(hyperparameters, rows an anchor)`, or `ValueError` that names the file whose
+    shapes no network has.
+    """
+    try:
+        h = HyperParameters(**values)
+    except ValueError as error:
+        raise ValueError(f"{source.path} has odd shapes: {error}") from None
+    classes, rest = divmod(rows, h.anchors.num_anchors)
+    if rest or not classes:
+        raise ValueError(
+            f"{source.path} has {rows} rows of classes for"
+            f" {h.anchors.num_anchors} anchors a cell"
+        )
+    return h, classes
+
+
 def _torchvision_settings(source):
     "`(hyperparameters, rows an anchor)` of the network whose weights these are."
     width = source.shape("backbone.fpn.layer_blocks.0.0.weight")[0]
@@ -193,7 +210,9 @@ def _torchvision_settings(source):
         for name in source.arrays
     )
     group = f"{_CLASSES}.conv.0.1.weight" in source.arrays
-    h = HyperParameters(
+    return _settings(
+        source,
+        source.shape(f"{_CLASSES}.cls_logits.weight")[0],
         backbone="resnet50v1.5",
         image_size=(1024, 1024),
         feature_size=width,
@@ -209,8 +228,6 @@ def _torchvision_settings(source):
         freeze_stages=2,
         freeze_batch_norm=True,
     )
-    rows = source.shape(f"{_CLASSES}.cls_logits.weight")[0]
-    return h, rows // anchors.num_anchors
 
 # %% ../nbs/03d_weights.ipynb #5e0bd02b
 def _from_torch(source, name, variable, keep, rows):
@@ -380,7 +397,9 @@ def _keras_retinanet_settings(source, anchors):
         bool(re.fullmatch(r"pyramid_classification_\d+/kernel", name))
         for name in source.arrays
     )
-    h = HyperParameters(
+    return _settings(
+        source,
+        source.shape("pyramid_classification/kernel")[-1],
         backbone="resnet50caffe",
         image_size=(1024, 1024),
         feature_size=width,
@@ -391,8 +410,6 @@ def _keras_retinanet_settings(source, anchors):
         freeze_stages=2,
         freeze_batch_norm=True,
     )
-    rows = source.shape("pyramid_classification/kernel")[-1]
-    return h, rows // anchors.num_anchors
 
 # %% ../nbs/03d_weights.ipynb #5e0bd039
 def read_keras_retinanet(

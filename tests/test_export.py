@@ -173,6 +173,16 @@ def test_candidates_level_by_level(detector, pictures, tmp_path, suppression):
         export_detector(by_level, tmp_path / "y.onnx", size=None)
 
 
+@pytest.mark.parametrize("name", ["x.onnx", "x.xml"])
+def test_classes_that_compete_inside_the_file(detector, pictures, tmp_path, name):
+    one = retinanet_box(detector.get_layer("retinanet"), class_specific_filter=False, max_detections=20)
+    export_detector(one, tmp_path / name, suppression="inside", pictures=pictures)
+    ours, theirs = one.predict_on_batch(pictures), load_exported(tmp_path / name).predict_on_batch(pictures)
+    assert (theirs[1] >= 0).sum() > 10
+    for a, b in zip(ours, theirs):
+        np.testing.assert_allclose(numpy(a), b, atol=1e-3)
+
+
 def test_eight_bits(detector, pictures, tmp_path):
     export_detector(detector, tmp_path / "int8.onnx", precision="int8", pictures=pictures)
     exported = load_exported(tmp_path / "int8.onnx")
