@@ -302,10 +302,10 @@ def _deal(entries, pictures, categories, path, report):
             why = (
                 f"{_called(entry)} belongs to image {shown}, which is not listed"
             )
-            report.add("dropped", path.name, why)
             if str(image) in spelt:
-                kind = "text" if isinstance(image, str) else "a number"
-                left.append(f"{why} as {kind}")
+                why += " as text" if isinstance(image, str) else " as a number"
+                left.append(why)
+            report.add("dropped", path.name, why)
             continue
         picture, found = pictures[image], _coco_object(entry, categories)
         if isinstance(found, str):
