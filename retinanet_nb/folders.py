@@ -30,7 +30,7 @@ from retinanet_nb.records import (
 )
 from .voc import _close, _files, _key, _Reader
 
-# %% ../nbs/06e_folders.ipynb #8b5535f9
+# %% ../nbs/06e_folders.ipynb #8b5535a0
 _SPLITS = {
     "train": "train",
     "training": "train",
@@ -42,7 +42,7 @@ _SPLITS = {
     "testing": "test",
 }
 
-
+# %% ../nbs/06e_folders.ipynb #8b5535a2
 class _Loader(yaml.BaseLoader):
     """Every word as it is written, so that no class becomes a number or False; and
     few references, each of which may double what there is to read.
@@ -64,7 +64,7 @@ class _Loader(yaml.BaseLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
-
+# %% ../nbs/06e_folders.ipynb #8b5535f9
 _NOTHING = ("", "~", "null", "Null", "NULL")  # as YAML spells it
 
 
@@ -180,7 +180,7 @@ def _yolo_entry(entry, data, path, split):
         f"There is no {far}, which {path} names under {split}."
     )
 
-# %% ../nbs/06e_folders.ipynb #4488dd26
+# %% ../nbs/06e_folders.ipynb #4488dda0
 def _yolo_pictures(data, path, split):
     "The pictures of a split, each once."
     found = {}
@@ -194,7 +194,7 @@ def _yolo_pictures(data, path, split):
             found[_place(place.parent, line)] = None
     return list(found)
 
-
+# %% ../nbs/06e_folders.ipynb #4488dd26
 def _below(folder, suffixes):
     "The files below a folder with one of these suffixes, hidden folders aside."
 

@@ -286,16 +286,13 @@ def _called(entry):
 # %% ../nbs/06b_formats.ipynb #9068dfb6
 def _deal(entries, pictures, categories, path, report):
     "Give each of the annotations that can be read to its picture."
-    taken, left, ids, doubles = 0, [], set(), 0
+    taken, left = 0, []
     spelt = set(map(str, pictures))  # ids as text: "7" and 7 are not the same
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
             left.append(f"entry {number} of annotations is {_short(entry)}")
             report.add("dropped", path.name, left[-1])
             continue
-        key = _id(entry.get("id"))
-        doubles += key is not None and key in ids
-        ids.add(key)
         image = _id(entry.get("image_id"))
         if image not in pictures:
             shown = _short(entry.get("image_id"))
@@ -322,11 +319,11 @@ def _deal(entries, pictures, categories, path, report):
             f"{path}: none of its {len(entries)} annotations can be read; the"
             f" first: {left[0]}."
         )
+    ids = [_id(entry.get("id")) for entry in entries if isinstance(entry, dict)]
+    doubles = len(ids) - ids.count(None) - len(set(ids) - {None})
     if doubles:
-        why = (
-            f"{doubles} annotations have the id of an earlier one; all were taken"
-        )
-        report.add("noted", path.name, why)
+        why = f"{doubles} annotations have the id of an earlier one"
+        report.add("noted", path.name, f"{why}; all were taken")
 
 # %% ../nbs/06b_formats.ipynb #9842efb9
 #| code-fold: true

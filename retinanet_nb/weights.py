@@ -177,7 +177,7 @@ def _folded(gamma, variance, epsilon):
         factor = np.sqrt((v + 1e-5) / (v + epsilon))
     return (np.asarray(gamma, "float64") * factor).astype("float32")
 
-# %% ../nbs/03d_weights.ipynb #5e0bd02a
+# %% ../nbs/03d_weights.ipynb #5e0bd0a0
 def _settings(source, rows, **values):
     """`(hyperparameters, rows an anchor)`, or `ValueError` that names the file whose
     shapes no network has.
@@ -194,7 +194,7 @@ def _settings(source, rows, **values):
         )
     return h, classes
 
-
+# %% ../nbs/03d_weights.ipynb #5e0bd02a
 def _torchvision_settings(source):
     "`(hyperparameters, rows an anchor)` of the network whose weights these are."
     width = source.shape("backbone.fpn.layer_blocks.0.0.weight")[0]
