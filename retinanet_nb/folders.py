@@ -100,24 +100,18 @@ def _yolo_names(data, path):
             f"{path} lists no classes: names: [ball, wheel] is expected, not"
             f" {_short(data.get('names'))}."
         )
-    odd = [name for name in names if not isinstance(name, str)]
-    if odd:
+    words = [name.strip() for name in names if isinstance(name, str)]
+    if not all(words) or len(set(words)) < len(names):
         raise ValueError(
-            f"{path}: YAML understands a name as {_short(odd[0])}; write it in"
-            " quotation marks."
-        )
-    names = [name.strip() for name in names]
-    if len(set(names)) < len(names) or not all(names):
-        raise ValueError(
-            f"{path}: names must be different and not empty, not"
+            f"{path}: names must be words, different and not empty, not"
             f" {_short(names, 200)}."
         )
     count = data.get("nc")
-    if count is not None and as_number(count) != len(names):
+    if count is not None and as_number(count) != len(words):
         raise ValueError(
-            f"{path} says nc: {_short(count)} and lists {len(names)} names."
+            f"{path} says nc: {_short(count)} and lists {len(words)} names."
         )
-    return tuple(names)
+    return tuple(words)
 
 # %% ../nbs/06e_folders.ipynb #3abb94ad
 def _yolo_root(data, path):
@@ -537,8 +531,7 @@ class _Loose:
 
     def __init__(self, folder, report):
         self.folder, self.report, self.annotations = folder, report, {}
-        pictures = _below(folder, PICTURE_SUFFIXES)
-        self.pictures = _LoosePictures(folder, pictures)
+        self.pictures = _LoosePictures(folder, _below(folder, PICTURE_SUFFIXES))
         for path in _below(folder, (".xml",)):
             first = self.annotations.setdefault(_loose_key(path, folder), path)
             if first is not path:
@@ -576,8 +569,7 @@ class _Loose:
         keys = sorted({*self.annotations, *alone})
         if split == "all":
             return keys
-        wanted = _wanted(split, self.splits(), self.folder)
-        wanted = set(map(_common, wanted))
+        wanted = set(map(_common, _wanted(split, self.splits(), self.folder)))
         return [k for k in keys if wanted & set(map(_common, self.parts(k)))]
 
 # %% ../nbs/06e_folders.ipynb #e4503f83
