@@ -466,13 +466,15 @@ def write(folder, path, size, without=()):
 
 def sheet(data, path, threshold=0.4, columns=6):
     """What the carried detector finds in 24 pictures that it has not seen. They are chosen by what they show, not by how well it does: of every class the first
-    picture of `val` in which it is the largest object, and the next of the four commonest classes.
+    picture of `val` in which it is the largest object and fills a fifth of the picture, and the next of the four commonest classes.
     """
     count, wanted = np.zeros(len(VOC_CLASSES), int), {}
     for record in VOCDataset(data / "voc2007", "val", VOC_CLASSES):
         count += np.bincount(record.labels, minlength=len(count))
         x1, y1, x2, y2 = record.boxes.T
-        wanted.setdefault(int(record.labels[np.argmax((x2 - x1) * (y2 - y1))]), []).append(record)
+        areas = (x2 - x1) * (y2 - y1)
+        if areas.max() > 0.2 * record.height * record.width:
+            wanted.setdefault(int(record.labels[np.argmax(areas)]), []).append(record)
     chosen = [wanted[label][0] for label in sorted(wanted)]
     chosen += [wanted[label][1] for label in np.argsort(-count)[: 24 - len(chosen)].tolist()]
     detector, tiles = load_detector("photos"), []
