@@ -8,6 +8,8 @@ __all__ = ['State', 'Checkpoint', 'Stopped']
 # %% ../nbs/90j_checkpoints.ipynb #c5c47e65
 #| code-fold: true
 #| code-summary: "Imports"
+import errno
+import math
 import re
 import shutil
 import signal
@@ -79,8 +81,22 @@ def _seeds(trainer):
     ]
 
 
+_RESERVE = 2**24  # bytes of free room beyond the numbers of a state
+
+
+def _check_room(folder, trainer):
+    "Raise `OSError` where a state would fill the disk."
+    variables = [*trainer.weights, *trainer.optimizer.variables]
+    size = sum(math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in variables)
+    room = shutil.disk_usage(folder)
+    # some file systems of a network count nothing at all
+    if room.total and room.free < size + _RESERVE:
+        raise OSError(errno.ENOSPC, "no room for a state")
+
+
 def _write_state(folder, trainer, state):
     "The three files of a state, with checksums, on disk when this returns."
+    _check_room(folder, trainer)
     trainer.save_weights(folder / _WEIGHTS)
     seeds = enumerate(_seeds(trainer))
     rest = {f"seed{i}": ops.convert_to_numpy(v) for i, v in seeds}
@@ -188,6 +204,7 @@ def _write_whole(target, trainer, state):
         beside.rename(target)
         sync(target.parent)
     except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
         raise _told(error, target) from error
     return target
 

@@ -154,6 +154,7 @@ KINDS = dict(
     strict=bool,
     zero_based=bool,
     tensorboard=bool,
+    auto=bool,
     validate_every=int,
     checkpoint_minutes=(int, float),
     held_out=list,
@@ -196,6 +197,20 @@ ABOUT = dict(
 )
 
 
+def _one_folder(run, resume):
+    "The folder of the run to resume, which has been named once or twice."
+    if resume in ("", True):
+        resume = run
+    if resume is None:
+        raise ValueError("--resume needs the folder of the run to go on with")
+    if run is not None and Path(run).resolve() != Path(resume).resolve():
+        raise ValueError(
+            f"--run {run} and --resume {resume} are two folders, and a run goes on"
+            " in its own: leave --run out"
+        )
+    return resume
+
+
 def _beginning(run, resume, preset, classes):
     "The folder of the run, its hyperparameters, what it remembers, class names."
     from retinanet_nb.hyperparameters import HyperParameters
@@ -203,9 +218,7 @@ def _beginning(run, resume, preset, classes):
 
     if resume is None:
         return run, find_preset(preset), {}, _words(classes)
-    run = run if resume in ("", True) else resume
-    if run is None:
-        raise ValueError("--resume needs the folder of the run to go on with")
+    run = _one_folder(run, resume)
     config = _remembered(run)
     try:
         h = HyperParameters.from_json(json.dumps(config["hyperparameters"]))
@@ -542,6 +555,47 @@ def _default_preset(weights, data):
     print(f"weights {weights}: the preset fine-tune (--preset names another)")
     return "fine-tune"
 
+# %% ../nbs/10a_cli_train.ipynb #5e0ca0a2
+def _check_start(preset, h):
+    "Raise `ValueError` where the preset wants weights, and there are none."
+    if preset == "fine-tune" and h.weights is None:
+        raise ValueError(
+            "the preset fine-tune starts from a trained detector: give its file"
+            " with --weights"
+        )
+
+
+def _option(name, value):
+    "An option as it is typed."
+    if value is True:
+        return f"--{name}"
+    text = ",".join(value) if isinstance(value, list) else value
+    return f"--{name} {_short(text)}"
+
+
+def _may_stand_for(had, value):
+    "Whether a run begun with one `--val_split` may go on with another."
+    shares = _share(had), _share(value)
+    if None not in shares:
+        return shares[0] == shares[1]
+    # a file may have moved, and what was not measured may be from now on
+    return had is None or Path(value).is_file()
+
+
+def _check_same(run, begun, said):
+    "Raise `ValueError` where a run that is resumed is told to be another one."
+    for name in ("preset", "auto", "classes", "val_split"):
+        had, value = begun.get(name), said[name]
+        same = value is None or had == value
+        if same or (name == "val_split" and _may_stand_for(had, value)):
+            continue
+        first = f" ({_option(name, had)})" if had else ""
+        raise ValueError(
+            f"{_option(name, value)} is not what the run in {run} was begun with"
+            f"{first}: leave it out, for a run goes on as it began, or begin"
+            " another one"
+        )
+
 # %% ../nbs/10a_cli_train.ipynb #71e36511
 #| code-fold: true
 #| code-summary: "retinanet_train: every option, and how they become a run"
@@ -631,12 +685,11 @@ def retinanet_train(
     shape = image_size, anchor_sizes, anchor_ratios
     layers = _Layers(base, shape, set, numbers, preset, auto)
     h = layers.over(base)
-    if preset == "fine-tune" and resume is None and h.weights is None:
-        raise ValueError(
-            "the preset fine-tune starts from a trained detector: give its file"
-            " with --weights"
-        )
+    if resume is None:
+        _check_start(preset, h)
     said = dict(
+        preset=preset,
+        auto=auto or None,
         path=_place(data),
         split=split,
         val_split=_place_if_file(val_split),
@@ -649,6 +702,9 @@ def retinanet_train(
         checkpoint_minutes=checkpoint_minutes,
         tensorboard=tensorboard or None,
     )
+    if resume is not None:
+        same = dict(said, classes=_words(classes))
+        _check_same(run, dict(about, classes=names), same)
     about = {**ABOUT, **about, **{k: v for k, v in said.items() if v is not None}}
     if find_learning_rate:
         return _search_rate(resume, h, about, names, layers)

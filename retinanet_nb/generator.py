@@ -262,6 +262,7 @@ class BatchMaker:
         augment: bool,  # False: pictures as they are
         seed: int = 0,  # of the augmentation
         transform=None,  # a function (image, boxes, labels, rng) to apply first
+        weights=None,  # (pictures,); those of 0 come into no mosaic
     ):
         if not len(dataset):
             raise ValueError(
@@ -278,6 +279,9 @@ class BatchMaker:
         )
         if augment and hyperparameters.mosaic:
             self.max_objects *= 4
+        if weights is None:
+            weights = np.ones(len(dataset))
+        self.shown = np.flatnonzero(weights)  # pictures that mosaics draw from
 
     def example(
         self,
@@ -292,7 +296,7 @@ class BatchMaker:
         if self.augment and hp.mosaic:
             rng = np.random.default_rng((*address, 2))
             luck, cut = rng.random(), rng.uniform(*MOSAIC_CUT, 2)
-            others = rng.integers(len(self.dataset), size=3)
+            others = self.shown[rng.integers(len(self.shown), size=3)]
             if luck < hp.mosaic:
                 cells = mosaic_cells(hp.image_size, cut)
                 chosen = enumerate((j, *map(int, others)))
@@ -556,7 +560,12 @@ class TrainGenerator(Epochs, keras.utils.PyDataset):
             hyperparameters.image_size, self.batch_size // self.share[1]
         )
         self.maker = BatchMaker(
-            dataset, hyperparameters, training, self.seed, transform
+            dataset,
+            hyperparameters,
+            training,
+            self.seed,
+            transform,
+            self.order.weights,
         )
         self.max_objects = self.maker.max_objects
         self.shelf = Shelf(self._make, workers)
@@ -651,8 +660,8 @@ def train_generator(
     # a function (image, boxes, labels, rng) that gives the first three back,
     # changed; threads call it, in training only, before flips and zoom
     transform=None,
-    # (pictures,) how often an epoch shows each in training, such as 1, 2.5 or 0;
-    # None: what hyperparameters.repeat_rare asks for
+    # (pictures,) how often an epoch shows each in training, such as 1, 2.5 or 0,
+    # which keeps it out of mosaics too; None: by hyperparameters.repeat_rare
     weights=None,
     share: tuple = (0, 1),  # (which, of how many) equal parts of each batch
 ) -> TrainGenerator:  # a keras.utils.PyDataset

@@ -525,6 +525,9 @@ def _check_together(h):
     elif h.scale_jitter[0] > h.scale_jitter[1]:
         wanted = "(smallest, largest)"
         name, value = "scale_jitter", h.scale_jitter
+    elif h.scale_jitter[1] > 10:
+        wanted = "factors of at most 10, such as (0.8, 1.2)"
+        name, value = "scale_jitter", h.scale_jitter
     else:
         return
     raise ValueError(f"HyperParameters.{name} must be {wanted}, not {value!r}")

@@ -17,7 +17,12 @@ import numpy as np
 from .engine import keras
 from .generator import train_generator
 from .hyperparameters import HyperParameters
-from .runs import _check_dataset, _enough_memory
+from .progress import _not_finite
+from retinanet_nb.runs import (
+    _check_dataset,
+    _check_hyperparameters,
+    _enough_memory,
+)
 from .training import build_trainer, make_optimizer
 
 # %% ../nbs/07e_learning_rate.ipynb #5e0cb00a
@@ -39,7 +44,7 @@ class LossOfEachStep(keras.callbacks.Callback):
 
     def __init__(self, steps: int):
         super().__init__()
-        self.steps, self.losses = steps, []
+        self.steps, self.losses, self.last = steps, [], None
 
     def on_epoch_begin(self, epoch, logs=None):
         self.done, self.sum = 0, 0.0
@@ -47,7 +52,7 @@ class LossOfEachStep(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.done += 1
         before, self.sum = self.sum, self.done * float(logs["loss"])
-        loss = self.sum - before
+        loss = self.last = self.sum - before
         # nan compares false
         fine = loss <= 4 * self.losses[0] if self.losses else math.isfinite(loss)
         if fine:
@@ -151,6 +156,7 @@ def find_learning_rate(
             f" one, not {steps} steps from {lowest:g} to {highest:g}"
         )
     _check_dataset(dataset, "training")
+    _check_hyperparameters(hyperparameters)
     h = hyperparameters.replace(
         schedule="constant", warmup_steps=0, ema_momentum=None
     )
@@ -167,6 +173,8 @@ def find_learning_rate(
         trainer.fit(
             generator, epochs=epochs, callbacks=[watch], verbose=0, shuffle=False
         )
+    if not watch.losses:  # at the lowest rate: it is not the rate
+        raise _not_finite(watch.last, 0, generator.files(0, 0))
     return _searched(watch.losses, schedule)
 
 # %% ../nbs/07e_learning_rate.ipynb #5e0cb031

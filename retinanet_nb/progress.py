@@ -90,6 +90,14 @@ _REMEDY = (
 )
 
 
+def _not_finite(loss, step, files):
+    "The error of a loss that is no number, with the files of its batch."
+    return FloatingPointError(
+        f"the loss is {loss} after step {step + 1} of this epoch, whose pictures"
+        f" were {', '.join(map(str, files))}. Look at their boxes; else {_REMEDY}"
+    )
+
+
 def _check_weights(trainer, when):
     "Raise `FloatingPointError` where a weight is no finite number any more."
     broken = [
@@ -117,12 +125,7 @@ class _StopWhenNotFinite(keras.callbacks.Callback):
         loss = float(logs["loss"])
         if not math.isfinite(loss):
             step = self.books.state.step  # of the epoch, before this one
-            files = ", ".join(str(f) for f in self.books.generator.files(step))
-            raise FloatingPointError(
-                f"the loss is {loss} after step {step + 1} of this epoch, whose"
-                f" pictures were {files}. Look at their boxes; else"
-                f" {_REMEDY}"
-            )
+            raise _not_finite(loss, step, self.books.generator.files(step))
 
     def on_epoch_end(self, epoch, logs=None):
         _check_weights(self.model, f"epoch {epoch + 1}")
@@ -142,8 +145,8 @@ def _measure(hyperparameters):
 
 
 def _scores(history, key):
-    "The measurements in a history; one without a value counts as −1."
-    return [-1.0 if e[key] is None else e[key] for e in history if key in e]
+    "The measurements in a history; one without a value is below all others."
+    return [-math.inf if e[key] is None else e[key] for e in history if key in e]
 
 
 def _exhausted(history, hyperparameters):
@@ -221,15 +224,15 @@ def _averaged(trainer, team=Team()):
     if not trainer.optimizer.use_ema:
         yield trainer.model
         return
-    learning = _copied(trainer.model)
+    learning = _copied(trainer)  # a trainer may have weights of its own
     trainer.optimizer.finalize_variable_values(trainer.trainable_weights)
     # under JAX they are the optimizer's very arrays now, and prediction gives
     # its arrays away
-    team.put(trainer.model.weights, _copied(trainer.model))
+    team.put(trainer.weights, _copied(trainer))
     try:
         yield trainer.model
     finally:
-        team.put(trainer.model.weights, learning)
+        team.put(trainer.weights, learning)
 
 # %% ../nbs/90m_progress.ipynb #90de0402
 def _wrapped(trainer, cache, options):
@@ -337,6 +340,9 @@ class _Bookkeeping(keras.callbacks.Callback):
         self.state.means = []
 
     def on_epoch_end(self, epoch, logs=None):
+        cut = self.state.step < len(self.generator)
+        if cut and self.model.stop_training:  # kept by _Steps already
+            return
         h = self.model.hyperparameters
         history = [*self.state.history, _entry(self, epoch, logs)]
         self.state = State(epoch + 1, history=history, kept=False)
@@ -349,7 +355,7 @@ class _Bookkeeping(keras.callbacks.Callback):
         if _exhausted(history, h):
             self.model.stop_training = True
         # fit puts the average into the weights when it ends
-        self.learning = _copied(self.model.model)
+        self.learning = _copied(self.model)
         self.signals.obey()
 
     def keep(self, state):
@@ -360,8 +366,8 @@ class _Bookkeeping(keras.callbacks.Callback):
 
 # %% ../nbs/90m_progress.ipynb #e7318ab2
 class _Steps(keras.callbacks.Callback):
-    """After every step: whether it is time to write the state, or to obey a
-    signal.
+    """After every step: whether it is time to write the state, because another
+    callback ends the run too, or to obey a signal.
     """
 
     def __init__(self, books):
@@ -376,8 +382,12 @@ class _Steps(keras.callbacks.Callback):
         since = time.monotonic() - books.written
         due = since >= 60 * books.options.checkpoint_minutes
         # what one process of a team knows, all must do
-        stop, due = books.team.highest(books.signals.asked or 0, due)
-        if stop or due:
+        stop, due, ended = books.team.highest(
+            books.signals.asked or 0, due, bool(books.model.stop_training)
+        )
+        if ended:
+            books.model.stop_training = True
+        if stop or due or ended:
             self.save()
         if stop:
             raise Stopped(stop)
@@ -414,9 +424,12 @@ def _say(history, h):
     )
     if _exhausted(history, h) and entry["epoch"] < h.epochs:
         best = max(_scores(history, _measure(h)))
+        risen = "had no value"
+        if math.isfinite(best):
+            risen = f"not risen above {best:.3f}"
         tqdm.write(
-            f"stopping: {_measure(h)} has not risen above {best:.3f} in the last"
-            f" {h.patience} measurements",
+            f"stopping: {_measure(h)} has {risen} in the last {h.patience}"
+            " measurements",
             file=sys.stdout,
         )
 
@@ -457,7 +470,9 @@ def _fit_parts(books, callbacks):
     if books.state.step:
         rest, epoch = _Rest(generator, books.state.step), books.state.epoch
         trainer.fit(rest, initial_epoch=epoch, epochs=epoch + 1, **options)
-        books.team.put(trainer.model.weights, books.learning)
+        if trainer.stop_training:  # the next call would forget it
+            return
+        books.team.put(trainer.weights, books.learning)
         generator.set_epoch(books.state.epoch)
     if not _exhausted(books.state.history, h) and books.state.epoch < h.epochs:
         epoch = books.state.epoch

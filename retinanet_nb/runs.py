@@ -99,6 +99,15 @@ def _tensorboard(folder):
     )
 
 # %% ../nbs/90k_runs.ipynb #20b6fd98
+def _check_hyperparameters(hyperparameters):
+    "Raise `TypeError` where they are something else, such as a preset's name."
+    if not isinstance(hyperparameters, HyperParameters):
+        raise TypeError(
+            f"hyperparameters is {_short(repr(hyperparameters))}; HyperParameters were"
+            " expected, for example preset('tiny')"
+        )
+
+
 def _check_dataset(dataset, purpose):
     "Raise `TypeError` or `ValueError` where `dataset` cannot be used."
     needed = ("class_names", "__len__", "__getitem__")
@@ -257,8 +266,8 @@ def _check_same_parts(folder, before, now):
 
 # %% ../nbs/90k_runs.ipynb #9c3a1e70
 def _refuse_run(folder):
-    "Raise `ValueError` where a folder for a new run holds one."
-    if _is_run(folder):
+    "Raise `ValueError` where a folder for a new run holds one that has begun."
+    if _is_run(folder) and _has_begun(folder):
         raise ValueError(
             f"{folder} holds a run already: resume it, or choose another folder"
         )
@@ -272,6 +281,14 @@ def _refuse_run(folder):
             f"{half} holds states of a run whose config.json is missing: choose"
             " another folder"
         )
+
+
+def _has_begun(folder):
+    "Whether a run has left more than its `config.json`."
+    states = folder / "checkpoints"
+    if states.is_dir() and any(states.iterdir()):
+        return True
+    return any((folder / name).exists() for name in RUN_FILES[1:])
 
 
 def _is_run(folder):

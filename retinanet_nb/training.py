@@ -19,6 +19,7 @@ from .anchors import AnchorGenerator, read_part
 from .boxes import box_coder
 from .checkpoints import Checkpoint, State, Stopped, _seeds
 from .engine import keras, ops
+from .files import _short
 from .generator import train_generator
 from .hyperparameters import HyperParameters
 from .losses import focal_loss, smooth_l1_loss
@@ -44,6 +45,7 @@ from retinanet_nb.runs import (
     Run,
     Terminated,
     _check_dataset,
+    _check_hyperparameters,
     _check_validation,
     _config,
     _enough_memory,
@@ -430,6 +432,19 @@ def _checked(dataset, h, options, about):
     return {**config, **options.parts.named()}
 
 
+def _listed(callbacks):
+    "Keras callbacks as a list, or `TypeError`."
+    several = callbacks if hasattr(callbacks, "__iter__") else [callbacks]
+    several = [] if callbacks is None else list(several)
+    for one in several:
+        if not isinstance(one, keras.callbacks.Callback):
+            raise TypeError(
+                f"callbacks holds {_short(one)}; objects of"
+                " keras.callbacks.Callback were expected"
+            )
+    return several
+
+
 def _train(dataset, h, run, resume, callbacks, about, options, hint):
     "A run with options that are checked: what stopped it, if anything, and it."
     parts, team = options.parts, options.team
@@ -455,7 +470,7 @@ def _train(dataset, h, run, resume, callbacks, about, options, hint):
         stopped = _fit(books, callbacks)
         with team.alone():
             result = _finish(books, stopped)
-    if result.interrupted and hint:
+    if hint and (result.interrupted or result.step):  # or by a callback
         _say_stopped(result, books)
     return stopped, result
 
@@ -469,7 +484,7 @@ def train(
     # folder of the run; None: runs/ and the time of day
     run=None,
     resume: bool = False,  # go on with the run in that folder
-    callbacks=(),  # Keras callbacks to add
+    callbacks=(),  # a Keras callback to add, or several, or None
     validate_every: int = 1,  # epochs between two measurements
     # threads that read pictures; None: as many as the generator likes
     workers: int | None = None,
@@ -514,15 +529,18 @@ def train(
     Of parts of your own `config.json` keeps the names, and resuming with others
     is refused.
 
-    Raises `TypeError` for what is no data set; `ValueError` for an empty one, for
-    labels, boxes, classes or options that cannot be used, for a folder that holds
-    another run or somebody else's files, for a run to be resumed with other
-    hyperparameters, classes or pictures, and for a picture that cannot be read,
-    naming it; `FileNotFoundError` for one that is missing; `BlockingIOError`
-    where another process trains in that folder; `WorkerLost` where one of a team
-    has ended; `FloatingPointError` when the loss isn't finite, naming the
-    pictures; `MemoryError` with a way out.
+    Raises `TypeError` for what is no data set, no hyperparameters and no
+    callback; `ValueError` for an empty one, for labels, boxes, classes or options
+    that cannot be used, for a folder that holds another run or somebody else's
+    files, for a run to be resumed with other hyperparameters, classes or
+    pictures, and for a picture that cannot be read, naming it;
+    `FileNotFoundError` for one that is missing; `BlockingIOError` where another
+    process trains in that folder; `WorkerLost` where one of a team has ended;
+    `FloatingPointError` when the loss isn't finite, naming the pictures;
+    `MemoryError` with a way out.
     """
+    _check_hyperparameters(hyperparameters)
+    callbacks = _listed(callbacks)
     options = _Options(
         validation,
         validate_every,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from retinanet_nb import augmentation
+from retinanet_nb import augmentation, generator
 from retinanet_nb.augmentation import (
     Transform,
     check_example,
@@ -19,7 +19,7 @@ from retinanet_nb.augmentation import (
     turn,
     zoom_to_canvas,
 )
-from retinanet_nb.generator import Order, make_example, repeat_factors, train_generator
+from retinanet_nb.generator import BatchMaker, Order, make_example, repeat_factors, train_generator
 from retinanet_nb.hyperparameters import HyperParameters
 from retinanet_nb.records import Record, Records
 
@@ -338,6 +338,25 @@ def test_a_picture_shown_twice_is_varied_twice_and_resumes(pictures):  # noqa: F
     for wrong in ([1.0] * 10, [1.0] * 10 + [-1], [0.0] * 11, [np.nan] * 11):
         with pytest.raises(ValueError, match="weights must be 11 numbers"):
             train_generator(pictures, HP, 3, weights=wrong)
+
+
+def test_a_picture_of_weight_0_is_in_no_mosaic(pictures, monkeypatch):  # noqa: F811
+    "Without weights the same numbers are drawn as with equal ones, so that runs are resumed."
+    hp, read, seen = HP.replace(mosaic=1.0, crop=0.0), generator.read_image, set()
+    monkeypatch.setattr(generator, "read_image", lambda path: seen.add(path) or read(path))
+    some = train_generator(pictures, hp, 3, workers=0, weights=[1.0, 0.5] * 4 + [0, 0, 0])
+    for epoch in range(4):
+        for i in range(some.batches):
+            some.batch(i, epoch)
+    assert seen == {record.image for record in pictures[:8]}
+    makers = [BatchMaker(pictures, hp, True, 7, weights=w) for w in (None, [0.5] * 11)]
+    assert same(*(maker.batch(range(11), 2) for maker in makers))
+
+
+def test_percent_are_no_factors():
+    assert HyperParameters(scale_jitter=(0.1, 10)).scale_jitter == (0.1, 10)
+    with pytest.raises(ValueError, match="scale_jitter must be factors of at most 10"):
+        HyperParameters(scale_jitter=(80, 120))
 
 
 # --- by hand ------------------------------------------------------------------------------------------------------------

@@ -153,6 +153,53 @@ def fails_last(capsys, *args, **kwargs):
     return capsys.readouterr().err
 
 
+def test_a_resumed_run_is_told_nothing_else(capsys, asked, flat, tmp_path):
+    "What contradicts the run is refused; what was said when it began may be said again."
+    train(capsys, flat, preset="tiny", val_split="25%", classes="ball,brick,leaf,starfish,wheel", seed=1)
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        folder.mkdir()
+        config = {
+            "class_names": list(asked["dataset"].class_names),
+            "hyperparameters": json.loads(asked["h"].to_json()),
+            "data": asked["about"],
+        }
+        text = json.dumps(config, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        (folder / "config.json").write_bytes(text)
+    one, two = map(str, folders)
+    names = ",".join(config["class_names"])
+    for said, words in (
+        ({"run": two}, "are two folders"),
+        ({"preset": "paper"}, "--preset paper is not what the run"),
+        ({"auto": True}, "--auto is not what"),
+        ({"classes": "a,b"}, f"(--classes {names})"),
+        ({"val_split": "0.5"}, "(--val_split 25%)"),
+        ({"val_split": "none"}, "--val_split none is not"),
+    ):
+        assert words in fails(capsys, cli.retinanet_train, resume=one, **said)
+    held = asked["about"]["held_out"]
+    for said in ({}, {"preset": "tiny"}, {"classes": names}, {"val_split": "0.25"}, {"run": f"{one}/../one"}):
+        asked.clear()
+        train(capsys, resume=one, **said)
+        assert asked["about"]["held_out"] == held and len(asked["validation"]) == len(held)
+        assert asked["about"]["preset"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    "had, value, fine",
+    [
+        ("0.2", "20%", True),
+        ("0.2", "0.3", False),
+        ("0.2", "val", False),
+        (None, "val", True),
+        ("val", "test", False),
+    ],
+)
+def test_which_validation_may_stand_for_which(had, value, fine):
+    assert cli_train._may_stand_for(had, value) is fine
+    assert cli_train._may_stand_for(had, __file__)  # a file that has moved
+
+
 def test_a_run_of_a_folder_to_the_end(capsys, flat, tmp_path):
     "Trained, held out, evaluated by the run's folder alone, and resumed with the same pictures."
     run = tmp_path / "run"

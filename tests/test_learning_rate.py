@@ -143,6 +143,25 @@ def test_a_search_is_a_short_training(data, monkeypatch):
             find_learning_rate(VOCDataset(data, "train"), h, **bad)
 
 
+@pytest.mark.parametrize("first", [math.nan, math.inf])
+def test_a_first_loss_that_is_no_number_names_its_pictures(data, monkeypatch, first):
+    class Broken(Trained):
+        def fit(self, generator, epochs, callbacks, **options):
+            callbacks[0].set_model(keras.Model())
+            callbacks[0].on_epoch_begin(0)
+            callbacks[0].on_train_batch_end(0, {"loss": first})
+
+    Trained.made = []
+    monkeypatch.setattr(learning_rate, "build_trainer", Broken)
+    h = preset("tiny").replace(image_size=(64, 64), batch_size=4)
+    with pytest.raises(
+        FloatingPointError, match=rf"the loss is {first} after step 1 .*train_\d+\.jpg.*boxes"
+    ):
+        find_learning_rate(VOCDataset(data, "train"), h, steps=20, workers=0)
+    with pytest.raises(TypeError, match="hyperparameters is 'tiny'"):
+        find_learning_rate(VOCDataset(data, "train"), "tiny")
+
+
 def test_what_is_said_and_drawn():
     rates = np.geomspace(1e-6, 1, 50)
     losses = 3 - 2 / (1 + 1e-3 / rates)

@@ -10,11 +10,12 @@ from retinanet_nb.anchors import AnchorGenerator
 from retinanet_nb.boxes import CornerCoder
 from retinanet_nb.filtering import DetectionFilter
 from retinanet_nb.parts import OwnParts, check_parts, own_measure
+from retinanet_nb.progress import _averaged
 from retinanet_nb.retinanet import read_model
 from retinanet_nb.retinanet_box import load_detector
 from retinanet_nb.shapes import make_shapes
 from retinanet_nb.targets import Matcher
-from retinanet_nb.training import RetinaNetTrainer, train
+from retinanet_nb.training import RetinaNetTrainer, build_trainer, make_optimizer, train
 from retinanet_nb.voc import VOCDataset
 
 from helpers import short_backbone, small
@@ -40,11 +41,15 @@ def noisy(image, boxes, labels, rng):
 
 
 class Doubled(RetinaNetTrainer):
-    "Its box loss counts twice."
+    "Its box loss counts twice, and a weight of its own has a say in it."
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.balance = self.add_weight(shape=(), initializer="zeros", name="balance")
 
     def losses_of(self, images, truth, outputs):
         classification, box = super().losses_of(images, truth, outputs)
-        return classification, 2 * box
+        return classification, 2 * box * keras.ops.exp(-self.balance) + self.balance
 
 
 def fewest(detector, validation):
@@ -60,7 +65,9 @@ def parts():
     "As a program would make them, afresh for each run."
     return {
         "transform": noisy,
-        "optimizer": keras.optimizers.Lion(1e-4, gradient_accumulation_steps=3),
+        "optimizer": keras.optimizers.Lion(
+            1e-2, gradient_accumulation_steps=3, use_ema=True, ema_momentum=0.5
+        ),
         "trainer": Doubled,
         "metric": fewest,
         "anchors": AnchorGenerator(FAST.anchors),
@@ -132,6 +139,19 @@ def test_a_run_is_not_resumed_with_others(data, whole):
                 **{**parts(), **changes},
             )
     assert before == sorted((p.name, p.stat().st_mtime_ns) for p in whole.folder.iterdir() if p.is_file())
+
+
+def test_a_trainers_own_weights_are_averaged_for_the_examination_only():
+    h = FAST.replace(ema_momentum=0.9)
+    trainer = build_trainer(["a", "b"], h, make_optimizer(h, 10), parts=OwnParts(trainer=Doubled))
+    assert any(w is trainer.balance for w in trainer.trainable_weights)
+    learned = [np.array(w) + 3 for w in trainer.get_weights()]
+    trainer.set_weights(learned)  # and the averages are as they were
+    with _averaged(trainer) as model:
+        assert float(trainer.balance) == 0
+        assert any(np.array(w).min() != a.min() for w, a in zip(model.weights, learned))
+    for w, a in zip(trainer.weights, learned, strict=True):
+        np.testing.assert_array_equal(np.array(w), a, err_msg=w.path)
 
 
 def used():

@@ -185,6 +185,36 @@ def test_another_run_in_the_same_folder_is_refused_and_leaves_it_alone(run, data
     assert (run.folder / "history.json").read_bytes() == before
 
 
+def test_a_folder_in_which_nothing_was_trained_may_begin_again(data, tmp_path, monkeypatch):
+    "But not where there is a state or a result, and not where somebody has edited the configuration."
+    sets, folder = VOCDataset(data, "train"), tmp_path / "run"
+
+    def build(*args, **kwargs):
+        raise RuntimeError("as far as the network")
+
+    monkeypatch.setattr(training, "build_trainer", build)
+    with pytest.raises(ValueError, match="lower image_size or batch_size"):
+        train(sets, FAST.replace(batch_size=200_000), run=folder, progress=False)
+    config = folder / "config.json"
+    for h in (FAST, FAST.replace(seed=3)):
+        with pytest.raises(RuntimeError, match="as far as the network"):
+            train(sets, h, run=folder, progress=False)
+        assert json.loads(config.read_text())["hyperparameters"] == json.loads(h.to_json())
+    text = config.read_bytes()
+    for name in ("history.json", "last.keras", "checkpoints/epoch-0001-good", "checkpoints/.epoch-0001"):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        with pytest.raises(ValueError, match="holds a run already"):
+            train(sets, FAST, run=folder, progress=False)
+        path.unlink()
+        assert config.read_bytes() == text
+    config.write_bytes(text + b" ")
+    with pytest.raises(ValueError, match="changed it since"):
+        train(sets, FAST, run=folder, progress=False)
+    assert config.read_bytes() == text + b" "
+
+
 class Send(keras.callbacks.Callback):
     "A signal to this process after so many steps."
 
@@ -239,6 +269,36 @@ def test_stopped_inside_epochs_and_resumed_equals_the_whole_run(run, data, tmp_p
     for name in ("last.keras", "best.keras"):
         for a, b in zip(read_model(run.folder / name).weights, read_model(folder / name).weights):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=a.path)
+
+
+class End(keras.callbacks.Callback):
+    "`stop_training` after so many steps, or at the end of an epoch."
+
+    def __init__(self, steps=None):
+        super().__init__()
+        self.left = steps
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.left is not None:
+            self.left -= 1
+            self.model.stop_training = self.left == 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training |= self.left is None
+
+
+def test_a_callback_that_ends_the_run_is_obeyed_and_no_picture_is_lost(run, data, tmp_path, capsys):
+    "In mid-epoch, and at the end of the epoch in which it was resumed; then it ends as the whole run did."
+    sets, kept = (VOCDataset(data, "train"), FAST, VOCDataset(data, "val")), {"run": tmp_path / "cut"}
+    cut = train(*sets, **kept, progress=False, callbacks=End(2))
+    assert (cut.history, cut.step, cut.interrupted) == ([], 2, False)
+    assert "2 of 3 steps" in capsys.readouterr().err
+    assert Checkpoint(cut.folder).newest().name == "epoch-0000-step-000002"
+    one = train(*sets, **kept, progress=False, resume=True, callbacks=[End()])
+    assert (len(one.history), one.step) == (1, 0) and one.detector.exists()
+    assert "stopped" not in capsys.readouterr().err
+    all = train(*sets, **kept, progress=False, resume=True, callbacks=None)
+    assert losses(all.history) == losses(run.history)
 
 
 def test_other_pictures_are_another_run(run, data):
@@ -715,6 +775,26 @@ def test_a_full_disk_names_the_state(toy, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk is full.*epoch-0002"):
         Checkpoint(tmp_path).save(toy, State(2, history=[{"epoch": 1}, {"epoch": 2}]))
     assert Checkpoint(tmp_path).load(toy).epoch == 1
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["epoch-0001"]
+
+
+def test_room_is_looked_for_before_hdf5_ends_the_process(toy, tmp_path, monkeypatch):
+    held = [*toy.weights, *toy.optimizer.variables]
+    size = sum(np.asarray(v).nbytes for v in held) + checkpoints._RESERVE
+    rooms = iter([(size, size - 1), (size, size), (0, 0)])
+    monkeypatch.setattr(
+        checkpoints.shutil,
+        "disk_usage",
+        lambda folder: SimpleNamespace(**dict(zip(("total", "free"), next(rooms)))),
+    )
+    save, saved = toy.save_weights, []
+    monkeypatch.setattr(toy, "save_weights", lambda path: saved.append(path) or save(path))
+    with pytest.raises(OSError, match="disk is full.*epoch-0001") as told:
+        Checkpoint(tmp_path).save(toy, State(1, history=[{"epoch": 1}]))
+    assert told.value.errno == 28 and not saved and not list((tmp_path / "checkpoints").iterdir())
+    for _ in range(2):  # just enough, and a file system that does not count
+        Checkpoint(tmp_path).save(toy, State(1, history=[{"epoch": 1}]))
+    assert len(saved) == 2
 
 
 # --- signals -------------------------------------------------------------------------------------------------------
@@ -822,6 +902,9 @@ BAD = {
         lambda d, t: {"dataset": _listed(d, "train", image=t / "none.jpg")}, FileNotFoundError, "none.jpg"
     ),
     "a class of validation alone": (lambda d, t: {"validation": VOCDataset(d, "val")}, ValueError, "lacks: "),
+    "a preset's name": (lambda d, t: {"hyperparameters": "tiny"}, TypeError, r"is 'tiny'.*preset\('tiny'\)"),
+    "a class of callbacks": (lambda d, t: {"callbacks": End}, TypeError, "callbacks holds .*were expected"),
+    "no callbacks": (lambda d, t: {"callbacks": [End(), 3]}, TypeError, "callbacks holds 3"),
     "resume nothing": (lambda d, t: {"run": None, "resume": True}, ValueError, "needs run"),
 }  # fmt: skip
 
@@ -987,7 +1070,7 @@ def test_a_measurement_without_a_value_is_null(tmp_path):
         {"epoch": 1, "loss": 1.0, "val_voc07_map": None},
         {"epoch": 2, "loss": 1.0, "val_voc07_map": 0.0},
     ]
-    assert progress._scores(history, "val_voc07_map") == [-1.0, 0.0]
+    assert progress._scores(history, "val_voc07_map") == [-math.inf, 0.0]
     assert len(plot_history(history).axes) == 2
     with claim(tmp_path) as mine:
         publisher = progress._Publisher(mine, checkpoints._Signals(), None)
@@ -996,6 +1079,26 @@ def test_a_measurement_without_a_value_is_null(tmp_path):
         state = State(1, history=[progress.finite(books)])
         mine.write_json("history.json", state.history)
     assert "NaN" not in (tmp_path / "history.json").read_text()
+
+
+def test_a_measurement_without_a_value_is_below_all_others(monkeypatch, capsys):
+    "Of a metric of one's own, whose values may lie below zero."
+    h = FAST.replace(best_metric="own:mine", patience=2, epochs=9)
+    key, given, written = progress._measure(h), [-5.0, math.nan, -3.0, -4.0], []
+    monkeypatch.setattr(progress, "_wrapped", lambda *args: None)
+    monkeypatch.setattr(progress, "_judged", lambda *args: given[len(history) - 1])
+    monkeypatch.setattr(progress, "_write", lambda *args: written.append(len(history)))
+    judge = progress._Judge(None, SimpleNamespace(), SimpleNamespace(team=progress.Team()))
+    trainer, history = SimpleNamespace(hyperparameters=h, model=None), []
+    for epoch in range(1, 5):
+        history.append({"epoch": epoch, "seconds": 1.0, "waiting": 0.0})
+        judge.measure(trainer, history)
+        assert not progress._exhausted(history, h)
+    assert written == [1, 3] and [e[key] for e in history] == [-5.0, None, -3.0, -4.0]
+    nothing = [dict(entry, **{key: None}) for entry in history[:3]]
+    assert progress._exhausted(nothing, h)
+    progress._say(nothing, h)
+    assert f"stopping: {key} has had no value in the last 2" in capsys.readouterr().out
 
 
 def _named(name, base, text):
