@@ -11,8 +11,6 @@ __all__ = ['commands', 'usage', 'main']
 import sys
 import textwrap
 
-from fastcore.script import anno_parser
-
 from . import __version__, cli
 
 # %% ../nbs/10c_main.ipynb #fd0334ff
@@ -51,11 +49,7 @@ def main(
     if command is None:
         print(usage())
         sys.exit(0 if words in ([], ["--help"], ["-h"]) else 2)
-    parser = anno_parser(command, prog=f"retinanet_{words[0]}")
-    options = vars(parser.parse_args(words[1:]))
-    for own in ("pdb", "xtra"):  # fastcore's own
-        options.pop(own, None)
-    return command(**options)
+    return command(**cli._typed(command, words[1:], f"retinanet_{words[0]}"))
 
 
 # not where this page runs as a notebook, which is a main program as well

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 
-from fastcore.script import Param, call_parse
+from fastcore.script import Param, anno_parser
 
 import retinanet_nb
 from . import __version__
@@ -72,6 +72,7 @@ def _handled(before, handler):
 # %% ../nbs/10_cli.ipynb #7fe0fea2
 # option: (lowest, highest, in words)
 RANGES = {
+    "batch": (0, math.inf, "at least 1, or 0 for any number"),
     "batch_size": (1, math.inf, "at least 1"),
     "checkpoint_minutes": (0.001, sys.float_info.max, "more than 0"),
     "devices": (1, math.inf, "at least 1"),
@@ -98,9 +99,11 @@ def _check_ranges(options):
             raise ValueError(f"--{name} must be {words}, not {value}")
 
 
-def _check_out(options):
+def _check_out(command, options):
     "Raise `ValueError` where the folder to write into is a file."
-    for name in ("out", "run"):
+    # retinanet_export writes a file, and looks for itself what is there
+    names = ("run",) if command == "retinanet_export" else ("out", "run")
+    for name in names:
         value = options.get(name)
         if value and Path(value).exists() and not Path(value).is_dir():
             raise ValueError(f"--{name} must be a folder, and {value} is a file")
@@ -145,6 +148,24 @@ def _tell_to_lower(f):
     ways = " or ".join(f"--{o}" for o in options if o in known)
     return f"there is not enough memory for this: lower {ways}"
 
+# %% ../nbs/10_cli.ipynb #6bc596d7
+def _typed(command, words, prog=None):
+    "The arguments that the words of a command line give; they may be in any order."
+    parser = anno_parser(command, prog=prog)
+    given = vars(parser.parse_intermixed_args(words))
+    # these two fastcore adds for itself
+    return {k: v for k, v in given.items() if k not in ("pdb", "xtra")}
+
+
+def _is_script(frame):
+    "Whether the body of a script calls, as that of an installed command does."
+    names = frame.f_globals
+    return (
+        frame.f_locals is names
+        and names.get("__name__") == "__main__"
+        and names.get("__file__") == frame.f_code.co_filename
+    )
+
 # %% ../nbs/10_cli.ipynb #9a8fb409
 def _run(f, args, kwargs):
     "Call a command's function; its errors become one sentence and a status."
@@ -155,7 +176,7 @@ def _run(f, args, kwargs):
     given = inspect.signature(f).bind(*args, **kwargs).arguments
     try:
         _check_ranges(given)
-        _check_out(given)
+        _check_out(f.__name__, given)
         with _handled(signal.SIG_DFL, _stop):
             return f(*args, **kwargs)
     except KeyboardInterrupt:
@@ -176,9 +197,11 @@ def _command(f):
 
     @wraps(f)
     def run(*args, **kwargs):
+        if not (args or kwargs) and _is_script(inspect.currentframe().f_back):
+            kwargs = _typed(run, sys.argv[1:])
         return _run(f, args, kwargs)
 
-    return call_parse(run)
+    return run
 
 
 # an option of every command

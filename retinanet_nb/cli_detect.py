@@ -26,8 +26,14 @@ from retinanet_nb.cli import (
     _hushed,
     _Version,
 )
-from .cli_train import ABOUT, _open_both, _remembered, open_dataset
-from .files import _short, _told, claim, save_together
+from retinanet_nb.cli_train import (
+    ABOUT,
+    _is_published,
+    _open_both,
+    _remembered,
+    open_dataset,
+)
+from .files import _Books, _short, _told, claim, save_together
 
 # %% ../nbs/10b_cli_detect.ipynb #a4a6d79e
 def _run_of(model):
@@ -44,6 +50,11 @@ def _detectors_in(folder):
     return [folder / name for name in DETECTORS if (folder / name).is_file()]
 
 
+def _is_saved_model(folder):
+    "Whether a folder is what retinanet_export writes for TensorFlow Serving."
+    return (Path(folder) / "saved_model.pb").is_file()
+
+
 def _detector_file(model):
     "The file that `model` means: a detector, or that of a run; or its name."
     from retinanet_nb.model_files import CARRIED, carried_file, is_named
@@ -56,6 +67,11 @@ def _detector_file(model):
     if path.is_dir():
         if files := _detectors_in(path):
             return files[0]
+        if _is_saved_model(path):
+            raise ValueError(
+                f"{model} is a SavedModel, which TensorFlow Serving runs: name the"
+                " .keras file that it was made from, or export that as .onnx"
+            )
         raise FileNotFoundError(
             f"the folder {model} holds no detector: neither"
             f" {' nor '.join(DETECTORS)}"
@@ -88,8 +104,17 @@ def _measured_on(run, model):
     return _open_both(about, config["class_names"], resume=True)[1]
 
 # %% ../nbs/10b_cli_detect.ipynb #9ce00011
+def _fetch(model):
+    "Have a published detector fetched now, while the bar of it can be seen."
+    from retinanet_nb.model_files import model_file
+
+    if _is_published(str(model)):
+        model_file(model)
+
+
 def _any_detector(model, engine=None):
     "The detector in a file, opened in silence."
+    _fetch(model)
     with _hushed():
         from retinanet_nb.shards import opened_detector
 
@@ -200,7 +225,8 @@ def find_pictures(
     paths,  # files, folders, and patterns such as scans/*.png
 ) -> list:
     """The pictures among files and, recursively, folders, sorted within each
-    folder; a pattern with * or ? stands for what it matches.
+    folder, each of them once; a pattern with * or ? stands for what it matches.
+    HEIC and raw files, which can't be read, are among them.
 
     Raises `FileNotFoundError` for a path that isn't there or a folder without
     pictures, `PermissionError` for a folder that may not be read.
@@ -219,12 +245,12 @@ def find_pictures(
             raise FileNotFoundError(
                 f"there is no picture or folder {path}{_address(path)}"
             )
-    return found
+    return list(dict.fromkeys(found))
 
 # %% ../nbs/10b_cli_detect.ipynb #8c7aac56
 def _pictures_inside(folder):
     "The pictures in a folder and those below it, sorted."
-    from retinanet_nb.pictures import PICTURE_SUFFIXES
+    from retinanet_nb.pictures import PICTURE_SUFFIXES, UNREAD_SUFFIXES
 
     def unreadable(error):
         raise PermissionError(
@@ -232,12 +258,22 @@ def _pictures_inside(folder):
             " missing: change its permissions, or name the others one by one"
         ) from None
 
+    known = (*PICTURE_SUFFIXES, *UNREAD_SUFFIXES)
     inside = sorted(
         Path(place) / name
         for place, _, names in os.walk(folder, onerror=unreadable)
         for name in names
-        if Path(name).suffix.lower() in PICTURE_SUFFIXES
+        if Path(name).suffix.lower() in known
     )
+    # a camera may write a picture twice: then the file that can be read is taken
+    good = [path for path in inside if path.suffix.lower() in PICTURE_SUFFIXES]
+    twins = {path.with_suffix("") for path in good}
+    inside = [
+        path
+        for path in inside
+        if path.suffix.lower() in PICTURE_SUFFIXES
+        or path.with_suffix("") not in twins
+    ]
     if not inside:
         raise FileNotFoundError(
             f"the folder {folder} holds no picture ({', '.join(PICTURE_SUFFIXES)})"
@@ -247,14 +283,34 @@ def _pictures_inside(folder):
 # %% ../nbs/10b_cli_detect.ipynb #84e6a339
 def _annotated_names(paths):
     "A file name for each annotated picture, no two the same."
-    taken, names = {"detections"}, []
+    taken, names, count = {"detections"}, [], {}
     for path in paths:
-        name = path.stem
+        name, stem = path.stem, path.stem.lower()
         while name.lower() in taken:
-            name += "_"
+            # cat_, cat_2, cat_3: so many underscores would outgrow a file name
+            count[stem] = count.get(stem, 0) + 1
+            more = count[stem] if count[stem] > 1 else ""
+            name = f"{path.stem}_{more}"
         taken.add(name.lower())
         names.append(f"{name}.jpg")
     return names
+
+
+def _without_ours(paths, words, folder):
+    """The pictures without those that an earlier run wrote into `folder`, unless
+    they were named one by one or there are no others.
+    """
+    books, target = _Books(folder), folder.resolve()
+
+    def is_ours(path):
+        place = path.parent.resolve() / path.name
+        return place.is_relative_to(target) and books.owns(
+            place.relative_to(target).as_posix()
+        )
+
+    named = {Path(word) for word in words}
+    others = [path for path in paths if path in named or not is_ours(path)]
+    return others or paths
 
 
 def _check_apart(paths, folder):
@@ -351,7 +407,8 @@ def _rows_with_pictures(found, class_names, names, ours, score_threshold):
     annotate = _annotator(ours.folder, class_names, score_threshold)
     items = _announced(found, names, ours)
     drawn = (result for _, result in in_order(annotate, items, 2, TOGETHER))
-    groups = in_order(_write_group, _batches(drawn, TOGETHER), 3, 4)
+    batches = _batches(drawn, TOGETHER)
+    groups = in_order(_write_group, batches, 3, 4, soon=True)
     for _, rows in groups:
         if isinstance(rows, Exception):  # they could not be written
             raise rows
@@ -577,13 +634,13 @@ def _watch(model, words, folder, score_threshold, batch_size, show, engine):
 def _is_seen(word, alone):
     "Whether a word means something to look at, and not a detector."
     from retinanet_nb.model_files import is_named
-    from retinanet_nb.pictures import PICTURE_SUFFIXES
+    from retinanet_nb.pictures import PICTURE_SUFFIXES, UNREAD_SUFFIXES
 
-    path = Path(word)
-    if _is_video(word) or path.suffix.lower() in PICTURE_SUFFIXES:
+    path, pictures = Path(word), (*PICTURE_SUFFIXES, *UNREAD_SUFFIXES)
+    if _is_video(word) or path.suffix.lower() in pictures:
         return True
     if path.is_dir():  # of pictures, unless it is a run's
-        run = _run_of(word) or _detectors_in(path)
+        run = _run_of(word) or _detectors_in(path) or _is_saved_model(path)
         return not run and (alone or not is_named(word))
     return any(c in str(word) for c in "*?[") and not path.exists()
 
@@ -704,7 +761,8 @@ def _tell_refused(refused, count):
 @_command
 def retinanet_detect(
     # photos (the carried detector; it may be left out), coco (larger; fetched
-    # once), shapes, a .keras file, a run's folder, or what retinanet_export wrote
+    # once), shapes, a .keras file, a run's folder, or an .onnx, .xml or .tflite
+    # file of retinanet_export
     model: str,
     images: Param(
         "pictures, folders, patterns; or one video file or camera number",
@@ -743,6 +801,7 @@ def retinanet_detect(
         return _watch(model, images, Path(out), score_threshold, *options)
     paths, folder = find_pictures(images), Path(out)
     model = _detector_file(model)
+    paths = _without_ours(paths, images, folder)
     _check_apart(paths, folder)
     if ray:
         options = score_threshold, batch_size, engine
@@ -772,12 +831,21 @@ MOST_PICTURES = 200  # that calibration and comparison look at
 
 def _export_target(model, out, format):
     "The file to write, of what --out and --format say together."
+    from retinanet_nb.detections import EXPORTED
+
     if format is not None and format not in FORMATS:
         raise ValueError(
             f"--format must be {', '.join(FORMATS)}, not {_short(format)}"
         )
-    path = Path(out) if out else Path(model).with_suffix("")
-    suffix = FORMATS.get(format, ".onnx" if out is None else path.suffix)
+    if Path(model).suffix in EXPORTED:
+        raise ValueError(
+            f"{model} is exported already: export the .keras file that it was made"
+            " from"
+        )
+    path = Path(out or "")
+    suffix = FORMATS.get(format, path.suffix if out else ".onnx")
+    if not out:
+        return Path(model).with_name(Path(model).stem + suffix)
     if path.suffix in ("", suffix):
         return path.with_suffix(suffix)
     raise ValueError(f"--out {out} should end in {suffix or 'no suffix'}")
@@ -787,12 +855,16 @@ def _canvases(folder, size):
     "Pictures of a folder, fitted to the canvas; none where there is no folder."
     import numpy as np
 
-    from retinanet_nb.pictures import fit_to_canvas, read_image
+    from retinanet_nb.pictures import UNREAD_SUFFIXES, fit_to_canvas, read_image
 
     if folder is None:
         return ()
-    paths = find_pictures([folder])[:MOST_PICTURES]
-    return np.stack([fit_to_canvas(read_image(path), size)[0] for path in paths])
+    paths = find_pictures([folder])
+    # some will do, so nobody has to hear of those that can't be read
+    good = [p for p in paths if p.suffix.lower() not in UNREAD_SUFFIXES] or paths
+    return np.stack(
+        [fit_to_canvas(read_image(p), size)[0] for p in good[:MOST_PICTURES]]
+    )
 
 # %% ../nbs/10b_cli_detect.ipynb #9ce00004
 #| code-fold: true
@@ -822,6 +894,7 @@ def retinanet_export(
     model = _detector_file(model)
     path = _export_target(model, out, format)
     check_target(path, replace)
+    _fetch(model)
     with _hushed():
         from retinanet_nb.retinanet_box import load_detector
 

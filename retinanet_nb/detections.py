@@ -101,7 +101,7 @@ def detect(
     """
     one = not isinstance(image, (list, tuple))
     images = [image] if one else list(image)
-    step = batch_size or max(len(images), 1)
+    step = max(len(images), 1) if batch_size is None else batch_size
     if step < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     found = []

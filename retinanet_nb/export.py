@@ -611,6 +611,10 @@ def _files_of(path):
 def _check_request(path, suppression, shape, precision, canvases):
     "`ValueError` where a format can't carry what was asked for."
     free = None in shape
+    if shape[0] is not None and shape[0] < 1:
+        raise ValueError(
+            f"batch must be at least 1, or None for any number, not {shape[0]}"
+        )
     if suppression not in NAMES:
         raise ValueError(
             f"suppression must be inside or outside, not {suppression!r}"
@@ -637,6 +641,11 @@ def _check_request(path, suppression, shape, precision, canvases):
         )
     if precision == "int8" and not len(canvases):
         raise ValueError("int8 needs pictures to find its bounds with")
+    if precision == "int8" and shape[0] not in (1, None):
+        raise ValueError(
+            "int8 finds its bounds with one picture at a time: batch must be 1, or"
+            " None for any number"
+        )
 
 # %% ../nbs/09a_export.ipynb #9ae00039
 def export_detector(
@@ -653,17 +662,26 @@ def export_detector(
     """Write a detector as one file for a runtime, and check it against the original
     on `pictures` (on noise where there are none).
 
-    Needs TensorFlow. Raises `FileExistsError`, or `ValueError` where the format
-    can't carry what is asked for or a float32 file gives other results.
+    Raises `FileExistsError`, or `ValueError` where Keras runs on another engine
+    than TensorFlow, the format can't carry what is asked for, or a float32 file
+    gives other results.
     """
+    if isinstance(detector, ExportedDetector):
+        raise ValueError(
+            f"{detector.path} is exported already: export the .keras file that it"
+            " was made from"
+        )
     path, h = Path(path), detector.hyperparameters
     size = h.image_size if size == "canvas" else (size or (None, None))
     shape = (batch, *size, 3)
     check_target(path, replace)
     _check_request(path, suppression, shape, precision, pictures)
     _check_engine()
-    options, names = _filter_options(detector, size), list(detector.class_names)
-    card = Card(names, h, options, suppression, precision)
+    options = _filter_options(detector, size, suppression)
+    names = list(detector.class_names)
+    # whoever uses the file fits pictures to the canvas that its card names
+    fitted = h if None in size else h.replace(image_size=tuple(map(int, size)))
+    card = Card(names, fitted, options, suppression, precision)
     if not len(pictures):
         noise = np.random.default_rng(0)
         sides = h.image_size if None in size else size
@@ -705,7 +723,7 @@ def exported_once(
     if not kept.is_file():
         from retinanet_nb.retinanet_box import load_detector
 
-        with locked(kept.parent):
+        with locked(kept.parent, patience=600):
             if not kept.is_file():  # another process may have been quicker
                 export_detector(load_detector(path), kept, replace=True)
                 say(f"compiled for OpenVINO, once for this detector: {kept}")
@@ -713,11 +731,11 @@ def exported_once(
 
 # %% ../nbs/09a_export.ipynb #9ae0003d
 def _check_engine():
-    "`RuntimeError` where Keras runs on another engine than TensorFlow."
+    "`ValueError` where Keras runs on another engine than TensorFlow."
     from retinanet_nb.engine import keras
 
     if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
+        raise ValueError(
             "exporting needs TensorFlow: set KERAS_BACKEND=tensorflow; the file of"
             " a detector is the same on every engine"
         )
@@ -734,13 +752,20 @@ def _in_float32(detector):
 # %% ../nbs/09a_export.ipynb #9ae0003f
 #| code-fold: true
 #| code-summary: "What the filter was told"
-def _filter_options(detector, size):
-    "What the filter of a detector was told, and how many anchors each level has."
+def _filter_options(detector, size, suppression):
+    """What the filter of a detector was told, and how many anchors each level has;
+    `ValueError` where a file can't do what it does.
+    """
     layer = detector.get_layer("filter")
     if layer.custom is not None:
         raise ValueError(
             "a detector with a filter of its own can't be exported: no format"
             " would know what it does"
+        )
+    if suppression == "inside" and not layer.options["nms"]:
+        raise ValueError(
+            "with suppression inside, a file suppresses, and this detector doesn't"
+            " (nms=False): suppression must be outside"
         )
     sizes = None
     if layer.levels is not None:

@@ -435,11 +435,12 @@ LOCK = ".retinanet_nb.lock"
 @contextmanager
 def locked(
     folder: str | Path,  # made where it is missing
+    patience: float = 0,  # seconds to wait for another process
 ):
     """Keep other processes out of `folder` inside the block.
 
-    Raises `BlockingIOError` where another process holds it. The lock of a process
-    that has died does not count.
+    Raises `BlockingIOError` where another process holds it and goes on doing so
+    for `patience` seconds. The lock of a process that has died does not count.
     """
     folder = Path(folder)
     try:
@@ -448,7 +449,7 @@ def locked(
         raise NotADirectoryError(
             f"{folder} is a file; a folder was expected"
         ) from None
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock = FileLock(folder / LOCK, timeout=patience)
     try:
         lock.acquire()
     except Timeout:

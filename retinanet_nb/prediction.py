@@ -35,6 +35,8 @@ def in_order(
     items,  # any stream; taken from as results are asked for
     workers: int = 2,  # threads
     ahead: int = 16,  # items that may be under way or waiting
+    # give a result when it is there, and what is under way even after Ctrl-C
+    soon: bool = False,
 ) -> Iterator:
     """Yield `(item, result)` for each item, in their order, worked out in threads.
 
@@ -49,12 +51,17 @@ def in_order(
         except (ValueError, OSError) as error:
             return error
 
+    def due():
+        there = soon and waiting and waiting[0][1].done()
+        return there or len(waiting) >= ahead
+
     waiting, broken = deque(), []
+    stops = (Exception, KeyboardInterrupt, SystemExit) if soon else (Exception,)
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for item in _until_broken(items, broken):
+            for item in _until_broken(items, broken, stops):
                 waiting.append((item, pool.submit(attempt, item)))
-                if len(waiting) >= ahead:
+                while due():
                     first, future = waiting.popleft()
                     yield first, future.result()
             while waiting:
@@ -66,12 +73,12 @@ def in_order(
     if broken:
         raise broken[0]
 
-
-def _until_broken(items, broken):
-    "The items; an error that ends them goes into the list `broken`."
+# %% ../nbs/04e_prediction.ipynb #bd4fcdff
+def _until_broken(items, broken, stops):
+    "The items; where one of `stops` ends them, it goes into the list `broken`."
     try:
         yield from items
-    except Exception as error:
+    except stops as error:
         broken.append(error)
 
 # %% ../nbs/04e_prediction.ipynb #e30b3c36
@@ -121,7 +128,7 @@ def _readers():
 
 def predict_with_pictures(
     detector,  # its predict_on_batch gives boxes, scores, labels, padded with −1
-    paths,  # a stream of files
+    paths,  # a stream of files; or one path
     batch_size: int = 8,  # pictures a step
     score_threshold: float | None = None,  # leave out lower scores
     # threads that read; None: one for each processor, at most 8
@@ -134,6 +141,8 @@ def predict_with_pictures(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if isinstance(paths, (str, os.PathLike)):  # whose letters are no files
+        paths = [paths]
     size = canvas_size(detector)
     workers = _readers() if workers is None else workers
 
@@ -156,7 +165,7 @@ def predict_with_pictures(
 # %% ../nbs/04e_prediction.ipynb #81b0a68b
 def predict(
     detector,  # of retinanet_box or load_detector
-    paths,  # files; any stream of them
+    paths,  # files; any stream of them, or one path
     batch_size: int = 8,  # pictures a step
     score_threshold: float
     | None = None,  # leave out lower scores; None: keep all

@@ -273,7 +273,8 @@ def load_detector(
         _check_rows(inner, model.get_layer("anchors"), path)
         if not options:
             return model
-        return retinanet_box(inner, **{**_kept(model), **options})
+        kept = _kept(model, options.get("filter"))
+        return retinanet_box(inner, **{**kept, **options})
     if _training_model(model) is None:
         raise ValueError(
             f"{path} holds a Keras model that isn't a RetinaNet; a file of"
@@ -284,8 +285,10 @@ def load_detector(
     return detector
 
 # %% ../nbs/04d_retinanet_box.ipynb #8477b2e6
-def _kept(detector):
-    "The arguments of `retinanet_box` that make a detector like this one."
+def _kept(detector, filter=None):
+    """The arguments of `retinanet_box` that make a detector like this one; without
+    thresholds where another `filter` decides them.
+    """
     found = detector.get_layer("filter")
     kept = {
         "class_names": detector.class_names,
@@ -294,7 +297,7 @@ def _kept(detector):
         "coder": detector.get_layer("boxes").custom,
         "filter": found.custom,
     }
-    if found.custom is None:
+    if found.custom is None and filter is None:
         kept |= {**found.options, "top_k_per_level": found.levels is not None}
     return kept
 

@@ -478,8 +478,8 @@ def coco_weights(
     kept = folder / f"{name}.keras"
     if kept.is_file():
         return kept
-    with locked(folder):
-        if not kept.is_file():
+    with locked(folder, patience=600):
+        if not kept.is_file():  # another process may have been quicker
             model = _released_model(folder, _RELEASED[name], progress)
             save_atomically(kept, model.save)
     return kept

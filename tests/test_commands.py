@@ -373,6 +373,23 @@ def test_find_pictures_takes_files_as_they_come_and_folders_sorted(tmp_path):
     ]
 
 
+def test_a_picture_is_found_once(tmp_path):
+    for name in ("a.jpg", "sub/b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    expected = {tmp_path / "a.jpg", tmp_path / "sub" / "b.jpg"}
+    for words in ([tmp_path / "**"], [tmp_path / "**" / "*"], [tmp_path, tmp_path / "sub"]):
+        found = cli.find_pictures(words)
+        assert len(found) == 2 and set(found) == expected, words
+
+
+def test_many_pictures_of_one_name():
+    paths = [Path(f"camera {k}/frame.png") for k in range(1000)]
+    names = cli_detect._annotated_names([Path("frame_2.png"), *paths])
+    assert names[:5] == ["frame_2.jpg", "frame.jpg", "frame_.jpg", "frame_3.jpg", "frame_4.jpg"]
+    assert len(set(names)) == 1001 and max(map(len, names)) < 20
+
+
 CARRIED = Path(cli.__file__).parent / "assets" / "shapes.keras"
 
 
@@ -496,8 +513,10 @@ COMMANDS = {
     cli.retinanet_evaluate: ("model", "data"),
     cli.retinanet_detect: ("model", "images"),
     cli.retinanet_demo: (),
+    cli.retinanet_export: ("model",),
 }
 WRONG = {
+    "batch": (-1, -3),
     "batch_size": (-1, 0),
     "score_threshold": (math.nan, 2, -0.1),
     "iou_threshold": (math.nan, 0, 1.5),
@@ -541,6 +560,8 @@ def test_every_number_among_the_options_has_a_range():
 
 @pytest.mark.parametrize("function", COMMANDS, ids=lambda f: f.__name__)
 def test_a_folder_to_write_into_that_is_a_file(capsys, tmp_path, function):
+    if function is cli.retinanet_export:  # what it writes is a file
+        return
     path = foreign(tmp_path, "notes")
     for name in ("out", "run"):
         if name in inspect.signature(function).parameters:
@@ -813,6 +834,107 @@ def failing_line(capsys, function, *args, **kwargs):
     line = error.splitlines()[-1]
     assert "Traceback" not in error and line.startswith(f"{function.__name__}: "), error
     return line
+
+
+def test_what_is_on_the_disk_after_ctrl_c_has_its_row(monkeypatch, stub, tmp_path):
+    from retinanet_nb import retinanet_box
+
+    class Stopped(Stub):
+        "Ctrl-C comes while the network looks at the tenth batch."
+
+        def predict_on_batch(self, images):
+            if self.steps == 1:
+                raise KeyboardInterrupt
+            time.sleep(0.02)
+            return super().predict_on_batch(images)
+
+    pictures, out = scans(tmp_path / "scans", 48), tmp_path / "out"
+    monkeypatch.setattr(retinanet_box, "load_detector", lambda path: Stopped(10))
+    with pytest.raises(SystemExit) as e:
+        cli.retinanet_detect(str(foreign(tmp_path, "x.keras")), pictures, out=str(out), batch_size=4)
+    rows = json.loads((out / "detections.json").read_text())
+    assert e.value.code == 130 and len(rows) >= 16
+    assert {Path(row["annotated"]) for row in rows} == set(out.glob("*.jpg"))
+
+
+def test_words_and_options_in_any_order(stub, tmp_path):
+    pictures, model = scans(tmp_path / "scans", 2), foreign(tmp_path, "x.keras")
+    for k, words in enumerate(
+        (
+            [model, "--out", tmp_path / "0", *pictures],
+            [model, pictures[0], "--out", tmp_path / "1", pictures[1]],
+            ["--out", tmp_path / "2", "--only_json", model, *pictures],
+        )
+    ):
+        typed("detect", *words)
+        assert len(json.loads((tmp_path / str(k) / "detections.json").read_text())) == 2
+    given = cli._typed(cli.retinanet_evaluate, ["photos", "--split", "test", "data"])
+    assert (given["model"], given["data"], given["split"]) == ("photos", "data", "test")
+    # and as it is installed
+    done = command("retinanet_detect", "shapes", "--only_json", tmp_path / "absent.jpg")
+    assert done.returncode == 1 and "there is no picture" in done.stderr, done.stderr
+
+
+def test_pictures_of_phones_and_cameras_are_named(capsys, monkeypatch, stub, tmp_path):
+    from retinanet_nb.pictures import read_image, write_image
+
+    pictures, model = scans(tmp_path / "scans", 2), foreign(tmp_path, "x.keras")
+    foreign(tmp_path / "scans", "IMG_2.HEIC")
+    foreign(tmp_path / "scans", "001.heic")  # the same picture can be read beside it
+    line = failing_line(
+        capsys, cli.retinanet_detect, str(model), [str(tmp_path / "scans")], out=str(tmp_path / "out")
+    )
+    assert "1 of 3 pictures could not be read" in line and "IMG_2.HEIC" in line
+    rows = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [row["image"] for row in rows] == pictures
+    monkeypatch.setattr(cli_detect, "_detector_file", lambda model: model)
+    single = str(tmp_path / "scans" / "IMG_2.HEIC")
+    assert "IMG_2.HEIC is not a picture" in failing_line(
+        capsys, cli.retinanet_detect, single, out=str(tmp_path / "one")
+    )
+    # a raw file begins like the TIFF file of a preview
+    raw = write_image(tmp_path / "x.tif", np.zeros((20, 30, 3), np.uint8)).rename(tmp_path / "x.NEF")
+    with pytest.raises(ValueError, match="x.NEF is not a picture that can be read"):
+        read_image(raw)
+    # a sample needs only some
+    assert cli_detect._canvases(str(tmp_path / "scans"), (96, 96)).shape == (2, 96, 96, 3)
+
+
+def test_what_was_written_is_no_picture_for_the_next_run(capsys, monkeypatch, stub, tmp_path):
+    model, found = str(foreign(tmp_path, "x.keras")), []
+    scans(tmp_path / "holiday" / "old", 2)
+    monkeypatch.chdir(tmp_path / "holiday")
+    for words, out in (
+        (["."], "detections"),
+        (["."], "detections"),
+        (["old"], "old/in"),
+        (["old"], "old/in"),
+    ):
+        cli.retinanet_detect(model, words, out=out)
+        found.append(json.loads((Path(out) / "detections.json").read_text()))
+    assert [len(rows) for rows in found] == [2] * 4 and found[0] == found[1] and found[2] == found[3]
+    # named by itself, or somebody else's: as before
+    for words in (["detections/000.jpg"], ["detections"]):
+        assert "lies in the folder" in fails(capsys, cli.retinanet_detect, model, words)
+    shutil.copy("old/000.png", "detections/mine.png")
+    assert "detections/mine.png lies in the folder" in fails(capsys, cli.retinanet_detect, model, ["."])
+
+
+def test_a_saved_model_is_no_folder_of_pictures(capsys, tmp_path):
+    foreign(tmp_path / "served", "saved_model.pb")
+    (picture,) = scans(tmp_path / "scans", 1)
+    error = fails(capsys, cli.retinanet_detect, str(tmp_path / "served"), [picture])
+    assert "served is a SavedModel" in error and ".keras" in error
+
+
+def test_the_bar_of_a_download_is_seen(capfd, monkeypatch):
+    from retinanet_nb import model_files, shards
+
+    bar = lambda model: os.write(2, b"40 %")
+    monkeypatch.setattr(model_files, "model_file", bar)
+    monkeypatch.setattr(shards, "opened_detector", lambda model, engine: model_files.model_file(model))
+    cli_detect._any_detector("coco")
+    assert capfd.readouterr().err == "40 %"  # and not the one in silence
 
 
 def test_names_that_somebody_took_after_a_failure_are_theirs(capsys, stub, tmp_path):

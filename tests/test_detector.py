@@ -441,6 +441,15 @@ def test_parts_of_ones_own_are_used_and_saved(model, tmp_path):
         retinanet_box(model, filter=OnlyTheBest(), nms_threshold=0.5)
 
 
+def test_a_filter_for_a_detector_in_a_file(box, tmp_path):
+    box.save(tmp_path / "x.keras")
+    again = load_detector(tmp_path / "x.keras", filter=OnlyTheBest(5))
+    assert again.get_layer("filter").custom == OnlyTheBest(5)
+    assert again.class_names == list(NAMES) and outputs(again, noise(1, (64, 96)))[0].shape == (1, 5, 4)
+    with pytest.raises(ValueError, match="score_threshold is the filter's"):
+        load_detector(tmp_path / "x.keras", filter=OnlyTheBest(5), score_threshold=0.3)
+
+
 @pytest.mark.parametrize("backbone", ["tiny", "mobilenetv2"])
 def test_a_folded_detector_finds_the_same(backbone, tmp_path):
     model = retinanet_model(3, small(backbone=backbone))

@@ -102,6 +102,14 @@ def test_a_canvas_of_any_sides(detector, tmp_path):
     same_detections(ours, theirs)
 
 
+def test_detect_fits_to_the_canvas_of_the_file(detector, tmp_path):
+    export_detector(detector, tmp_path / "x.onnx", size=(32, 64))
+    exported = load_exported(tmp_path / "x.onnx")
+    assert exported.hyperparameters.image_size == (32, 64)
+    found = detections.detect(exported, noise(1, (H, W))[0], 0.1)
+    assert len(found) and (found.boxes[:, 2] <= W).all() and (found.boxes[:, 2] > 64).any()
+
+
 def test_no_batch_norm_is_left(detector, pictures, tmp_path):
     "A SavedModel keeps the graph as it was written, so what isn't in it is in no other file either."
     import tensorflow as tf
@@ -245,6 +253,13 @@ REFUSED = {
     "a word": ("x.onnx", {"suppression": "within"}, "inside or outside"),
     "a precision": ("x.xml", {"precision": "int4"}, "float32 or half"),
     "no pictures": ("x.onnx", {"precision": "int8"}, "int8 needs pictures"),
+    "two in int8": (
+        "x.onnx",
+        {"precision": "int8", "batch": 2, "pictures": np.zeros((1, H, W, 3), np.uint8)},
+        "one picture at a time: batch must be 1",
+    ),
+    "a batch of none": ("x.onnx", {"batch": 0}, "batch must be at least 1"),
+    "a negative batch": ("x.xml", {"batch": -3}, "batch must be at least 1"),
 }
 
 
@@ -254,6 +269,32 @@ def test_what_a_format_cannot_carry(detector, tmp_path, what):
     with pytest.raises(ValueError, match=said):
         export_detector(detector, tmp_path / name, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_detector_that_does_not_suppress(detector, tmp_path):
+    every = retinanet_box(detector.get_layer("retinanet"), nms=False)
+    with pytest.raises(ValueError, match="suppression must be outside"):
+        export_detector(every, tmp_path / "x.onnx", suppression="inside")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_exported_file_is_not_exported_again(files, tmp_path, capsys):
+    from retinanet_nb import cli
+
+    with pytest.raises(ValueError, match="plain.onnx is exported already"):
+        export_detector(load_exported(files / "plain.onnx"), tmp_path / "x.onnx")
+    with pytest.raises(SystemExit):
+        cli.retinanet_export(str(files / "plain.onnx"), out=str(tmp_path / "x.onnx"))
+    assert "plain.onnx is exported already" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_exporting_needs_tensorflow(detector, tmp_path, monkeypatch):
+    from retinanet_nb.engine import keras
+
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ValueError, match="exporting needs TensorFlow"):
+        export_detector(detector, tmp_path / "x.onnx")
 
 
 @pytest.mark.parametrize("name", ["x.onnx", "x.xml", "x.tflite", "x"])
@@ -449,7 +490,8 @@ def test_two_processes_compile_once(monkeypatch, tmp_path):
     from retinanet_nb import export, retinanet_box
 
     @contextmanager
-    def locked(folder):
+    def locked(folder, patience):
+        assert patience > 60
         folder.mkdir(parents=True)
         for path in expected:
             path.touch()
@@ -466,6 +508,38 @@ def test_two_processes_compile_once(monkeypatch, tmp_path):
     (tmp_path / "cache" / "openvino").rename(tmp_path / "before")
     assert exported_once(model, say=said.append) == made and made.is_file()
     assert expected == [made] and len(said) == 1
+
+
+def test_the_second_waits_for_the_first(monkeypatch, tmp_path):
+    import time
+    from concurrent.futures import ThreadPoolExecutor
+
+    from retinanet_nb import export, retinanet_box
+
+    def slow(detector, path, replace):
+        made.append(path)
+        time.sleep(0.3)
+        path.touch()
+
+    monkeypatch.setenv("RETINANET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(retinanet_box, "load_detector", lambda path: None)
+    monkeypatch.setattr(export, "export_detector", slow)
+    (tmp_path / "cells.keras").write_bytes(b"one")
+    made, say = [], lambda text: None
+    with ThreadPoolExecutor(2) as pool:
+        given = [pool.submit(exported_once, tmp_path / "cells.keras", say) for _ in range(2)]
+    assert [future.result() for future in given] == made * 2
+
+
+def test_where_an_export_goes():
+    from retinanet_nb.cli_detect import _export_target
+
+    target = lambda *words: str(_export_target(*words))
+    assert target("runs/street.v1.keras", None, None) == "runs/street.v1.onnx"
+    assert target("street.v1.keras", None, "openvino") == "street.v1.xml"
+    assert target("street.v1.keras", None, "saved_model") == "street.v1"
+    assert target("photos", "x", "litert") == "x.tflite" and target("photos", "x.xml", None) == "x.xml"
+    assert target("photos", None, None) == "photos.onnx"
 
 
 def test_what_the_engine_of_a_command_may_be(capsys, tmp_path):

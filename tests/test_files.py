@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -265,6 +266,25 @@ def test_one_owner_and_a_dead_one_does_not_count(tmp_path):
         assert not list(tmp_path.glob(".1-1-*"))
         ours.write("a.txt", lambda p: p.write_text("ours"))
     assert (tmp_path / "a.txt").read_text() == "ours"
+
+
+def test_who_has_patience_waits(tmp_path):
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with locked(tmp_path):
+            held.set()
+            done.wait(10)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait(10)
+    with pytest.raises(BlockingIOError, match="another process"), locked(tmp_path, patience=0.1):
+        pass
+    threading.Timer(0.2, done.set).start()
+    with locked(tmp_path, patience=10):
+        assert done.is_set()
+    other.join()
 
 
 def _make(folder, start, made):

@@ -318,8 +318,9 @@ def test_detect_takes_paths_and_batches(stub, tmp_path):  # noqa: F811
     assert sizes == [1, 2, 2, 1]
     with pytest.raises(FileNotFoundError, match="absent"):
         detect(Counting(), str(tmp_path / "absent.jpg"))
-    with pytest.raises(ValueError, match="batch_size"):
-        detect(Counting(), paths, batch_size=-1)
+    for wrong in (-1, 0):
+        with pytest.raises(ValueError, match="batch_size"):
+            detect(Counting(), paths, batch_size=wrong)
 
 
 def test_a_record_reads_the_size_of_its_picture(tmp_path):

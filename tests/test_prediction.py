@@ -1,6 +1,7 @@
 """Many pictures: in order, ahead of need but not too far, one shape for the network, and one bad file stops only itself."""
 
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -106,6 +107,42 @@ def test_what_is_no_bad_file_is_raised():
 
     with pytest.raises(KeyError):
         list(in_order(fails, range(3)))
+
+
+def test_soon_waits_for_nothing():
+    taken = []
+
+    def items():
+        for k in range(100):
+            taken.append(k)
+            time.sleep(0.02)
+            yield k
+
+    stream = in_order(lambda n: n, items(), workers=2, ahead=50, soon=True)
+    assert next(stream) == (0, 0) and len(taken) < 20
+    stream.close()
+
+
+def test_soon_gives_what_is_under_way_even_after_ctrl_c():
+    def items():
+        yield from range(3)
+        raise KeyboardInterrupt
+
+    def slow(n):
+        time.sleep(0.05)
+        return n
+
+    found = []
+    with pytest.raises(KeyboardInterrupt):
+        for n, _ in in_order(slow, items(), workers=2, soon=True):
+            found.append(n)
+    assert found == [0, 1, 2]
+
+
+def test_one_path_is_one_picture(files):
+    for path in (files[1], str(files[1])):
+        ((given, found),) = predict(Mean(), path)
+        assert given == path and found.scores[0] == pytest.approx(20 / 255)
 
 
 def test_threads_end_with_the_stream():

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import pickle
 import threading
+import time
 import zipfile
 
 import keras
@@ -310,6 +311,24 @@ def test_weights_by_name_are_fetched_once(server, monkeypatch, tmp_path):
     assert model_card(model).class_names == list(COCO_CLASSES) and Server.asked == 2
     assert [p.name for p in weights.cache_folder().glob("coco*")] == ["coco-v1.keras"]
     assert weights.cache_folder() == tmp_path / "cache"
+
+
+def test_two_at_once_convert_once(monkeypatch, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+    from types import SimpleNamespace
+
+    made = []
+
+    def slow(folder, file, progress):
+        made.append(file)
+        time.sleep(0.3)
+        return SimpleNamespace(save=lambda path: path.write_bytes(b"x"))
+
+    monkeypatch.setenv("RETINANET_CACHE", str(tmp_path))
+    monkeypatch.setattr(weights, "_released_model", slow)
+    with ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(weights.coco_weights, ["coco"] * 2)) == {tmp_path / "coco-v2.keras"}
+    assert len(made) == 1
 
 
 def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
