@@ -571,6 +571,18 @@ def test_a_folder_to_write_into_that_is_a_file(capsys, tmp_path, function):
             assert f"--{name}" in error and "is a file" in error and path.read_bytes() == b"mine"
 
 
+def test_an_export_replaces_only_where_it_is_told(capsys, monkeypatch, stub, tmp_path):
+    from retinanet_nb import export
+
+    asked = []
+    monkeypatch.setattr(export, "export_detector", lambda *a: asked.append(a) or {"boxes": 0, "scores": 0})
+    path = foreign(tmp_path, "x.onnx")
+    error = fails(capsys, cli.retinanet_export, "shapes", out=str(path))
+    assert "exists: give another name, or say --replace" in error and not asked
+    cli.retinanet_export("shapes", out=str(path), replace=True)
+    assert asked and "exported:" in capsys.readouterr().out
+
+
 def coco_file(path, data, split):
     "The COCO file of a split of a VOC folder."
     from retinanet_nb.voc import VOCDataset
