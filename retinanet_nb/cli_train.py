@@ -556,9 +556,9 @@ def _default_preset(weights, data):
     return "fine-tune"
 
 # %% ../nbs/10a_cli_train.ipynb #5e0ca0a2
-def _check_start(preset, h):
-    "Raise `ValueError` where the preset wants weights, and there are none."
-    if preset == "fine-tune" and h.weights is None:
+def _check_start(resume, preset, h):
+    "Raise `ValueError` where the preset of a new run lacks its weights."
+    if resume is None and preset == "fine-tune" and h.weights is None:
         raise ValueError(
             "the preset fine-tune starts from a trained detector: give its file"
             " with --weights"
@@ -582,8 +582,9 @@ def _may_stand_for(had, value):
     return had is None or Path(value).is_file()
 
 
-def _check_same(run, begun, said):
+def _check_same(run, about, said, names, classes):
     "Raise `ValueError` where a run that is resumed is told to be another one."
+    begun, said = dict(about, classes=names), dict(said, classes=classes)
     for name in ("preset", "auto", "classes", "val_split"):
         had, value = begun.get(name), said[name]
         same = value is None or had == value
@@ -685,8 +686,7 @@ def retinanet_train(
     shape = image_size, anchor_sizes, anchor_ratios
     layers = _Layers(base, shape, set, numbers, preset, auto)
     h = layers.over(base)
-    if resume is None:
-        _check_start(preset, h)
+    _check_start(resume, preset, h)
     said = dict(
         preset=preset,
         auto=auto or None,
@@ -703,8 +703,7 @@ def retinanet_train(
         tensorboard=tensorboard or None,
     )
     if resume is not None:
-        same = dict(said, classes=_words(classes))
-        _check_same(run, dict(about, classes=names), same)
+        _check_same(run, about, said, names, _words(classes))
     about = {**ABOUT, **about, **{k: v for k, v in said.items() if v is not None}}
     if find_learning_rate:
         return _search_rate(resume, h, about, names, layers)

@@ -432,19 +432,6 @@ def _checked(dataset, h, options, about):
     return {**config, **options.parts.named()}
 
 
-def _listed(callbacks):
-    "Keras callbacks as a list, or `TypeError`."
-    several = callbacks if hasattr(callbacks, "__iter__") else [callbacks]
-    several = [] if callbacks is None else list(several)
-    for one in several:
-        if not isinstance(one, keras.callbacks.Callback):
-            raise TypeError(
-                f"callbacks holds {_short(one)}; objects of"
-                " keras.callbacks.Callback were expected"
-            )
-    return several
-
-
 def _train(dataset, h, run, resume, callbacks, about, options, hint):
     "A run with options that are checked: what stopped it, if anything, and it."
     parts, team = options.parts, options.team
@@ -473,6 +460,19 @@ def _train(dataset, h, run, resume, callbacks, about, options, hint):
     if hint and (result.interrupted or result.step):  # or by a callback
         _say_stopped(result, books)
     return stopped, result
+
+# %% ../nbs/07b_training.ipynb #5e0ca0b2
+def _listed(callbacks):
+    "Keras callbacks as a list, or `TypeError`."
+    several = callbacks if hasattr(callbacks, "__iter__") else [callbacks]
+    several = [] if callbacks is None else list(several)
+    for one in several:
+        if not isinstance(one, keras.callbacks.Callback):
+            raise TypeError(
+                f"callbacks holds {_short(one)}; objects of"
+                " keras.callbacks.Callback were expected"
+            )
+    return several
 
 # %% ../nbs/07b_training.ipynb #43be8f0d
 #| code-fold: true
