@@ -94,7 +94,7 @@ def test_yolo_says_what_is_wrong(shapes, tmp_path):
 
     fails("lists no classes", names=[])
     fails("without gaps", names={"0": "a", "2": "b"})
-    fails("must be different", names=["a", "a"], nc=2)
+    fails("must be words, different", names=["a", "a"], nc=2)
     fails("nc: 9", nc=9)
     fails("There is no .*nowhere", FileNotFoundError, train="nowhere")
     fails("it has val", FileNotFoundError, train=None)
@@ -102,9 +102,13 @@ def test_yolo_says_what_is_wrong(shapes, tmp_path):
     (root / "empty").mkdir()
     shutil.copy(next((root / "images/train").iterdir()), root / "empty")
     fails("none of 1 pictures has a text file", train="empty")
-    for broken in ("train: [", "nc: " + "9" * 5000, "at: 2001-99-99"):
+    for broken, why in (
+        ("train: [", "is not YAML"),
+        ("nc: " + "9" * 5000, "lists no classes"),
+        ("at: 2001-99-99", "lists no classes"),
+    ):
         (root / "data.yaml").write_text(broken)
-        with pytest.raises(ValueError, match="data.yaml is not YAML"):
+        with pytest.raises(ValueError, match=f"data.yaml {why}"):
             YOLODataset(root)
     (root / "data.yaml").write_text(json.dumps({**yaml, "train": "list.txt"}))
     first = sorted((root / "images/train").iterdir())[0]
@@ -177,7 +181,7 @@ def test_yolo_without_a_yaml(shapes, tmp_path, names):
     assert found.layout.default == "all" and len(found) == 16
     assert sum(len(r.labels) > 0 for r in found) > 0
     (flat / names).write_text("ball\n\nbrick\n")  # a blank line is a class too
-    with pytest.raises(ValueError, match="must be different and not empty"):
+    with pytest.raises(ValueError, match="must be words, different and not empty"):
         open_dataset(flat)
 
 
