@@ -274,6 +274,11 @@ class _Judge:
             with team.alone():
                 detector = _wrapped(trainer, self, self.options)
                 score = _judged(detector, self.options, h.best_metric)
+        except Exception as error:
+            if self.signals.at_once and self.signals.asked:
+                # raised inside compiled code, Stopped may come out as another
+                raise Stopped(self.signals.asked) from error
+            raise
         finally:
             self.signals.at_once = False
         if not before or score > max(before):

@@ -1,5 +1,6 @@
 """Training: schedules, runs that survive, what is kept and what starts afresh."""
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -815,6 +816,27 @@ def test_a_signal_while_nothing_can_be_lost_is_obeyed_at_once(listening):
     with pytest.raises(Stopped) as ended, signals:
         signal.raise_signal(signal.SIGTERM)
     assert ended.value.number == signal.SIGTERM
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_signal_that_compiled_code_turns_into_another_error(listening, monkeypatch, asked):
+    "As TensorFlow did with one that came during a prediction: SystemError, bad argument to internal function."
+
+    def judged(*_):
+        if asked:
+            with contextlib.suppress(Stopped):
+                signal.raise_signal(signal.SIGTERM)
+        raise SystemError("bad argument to internal function")
+
+    (
+        monkeypatch.setattr(progress, "_judged", judged),
+        monkeypatch.setattr(progress, "_wrapped", lambda *_: None),
+    )
+    options = SimpleNamespace(team=progress.Team())
+    with checkpoints._Signals() as signals, pytest.raises(Stopped if asked else SystemError) as ended:
+        judge = progress._Judge(None, signals, options)
+        judge.measure(SimpleNamespace(hyperparameters=FAST), [{"epoch": 1}])
+    assert not asked or ended.value.number == signal.SIGTERM
 
 
 def test_handlers_of_others_and_ignored_signals_are_respected(listening):
