@@ -156,15 +156,17 @@ def _missing(ours, shards, request):
 def opened_detector(
     model: str | Path,  # .keras, .onnx, .xml or .tflite, or a name
     engine: str | None = None,  # openvino: compile a .keras file, and keep that
-):  # Model or ExportedDetector, which serve alike
+    many: bool = False,  # pictures, so that a snapshot pays
+):  # Detector, Snapshot or ExportedDetector, which serve alike
     "The detector in a file, of this package or exported; nothing else is imported."
     if Path(model).suffix in OPENERS:
         return load_exported(model)
     if engine:
         return load_exported(exported_once(model))
-    from retinanet_nb.retinanet_box import load_detector
+    from retinanet_nb.retinanet_box import load_detector, snapshot
 
-    return load_detector(model)
+    detector = load_detector(model)
+    return snapshot(detector) if many else detector
 
 # %% ../nbs/09c_shards.ipynb #9c30020b
 def _lines(detector, place, options, paths):
@@ -197,7 +199,7 @@ class ShardDetector:
         self.fault = ""
         options = batch_size, score_threshold
         try:
-            detector = opened_detector(model, engine)
+            detector = opened_detector(model, engine, many=True)
             self.look = functools.partial(_lines, detector, Path(place), options)
         except Exception as error:
             self.fault = f"{type(error).__name__}: {error}"

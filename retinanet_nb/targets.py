@@ -11,7 +11,7 @@ __all__ = ['BACKGROUND', 'IGNORED', 'match_anchors', 'Matcher', 'assign_targets'
 from dataclasses import dataclass
 
 from .anchors import Part
-from .boxes import CenterCoder, overlaps
+from .boxes import CenterCoder, box_edges, edges_overlap
 from .engine import keras, ops
 from .hyperparameters import HyperParameters
 
@@ -21,11 +21,6 @@ BACKGROUND, IGNORED = -1, -2  # the classes of anchors that answer for no object
 # %% ../nbs/05a_targets.ipynb #5a7a0001
 def _largest(table):
     "The largest number of every row, and the first index that has it."
-    # TensorFlow takes half the time over top_k that it takes over argmax;
-    # PyTorch's top_k names any of equal numbers, not the first.
-    if keras.backend.backend() == "tensorflow":
-        values, indices = ops.top_k(table, 1)
-        return values[..., 0], ops.cast(indices[..., 0], "int32")
     indices = ops.cast(ops.argmax(table, axis=-1), "int32")
     return ops.max(table, axis=-1), indices
 
@@ -64,12 +59,12 @@ def _give(
 
 # %% ../nbs/05a_targets.ipynb #5a7a0007
 def _by_thresholds(
-    iou,  # (B, N, M), −1 at the padding
+    best_iou,  # (B, N) of each anchor with its best object, −1 without any
+    best,  # (B, N) int32: which object that is
     negative_overlap: float,
     positive_overlap: float,
 ):
     "What the thresholds alone say of every anchor, (B, N) int32."
-    best_iou, best = _largest(iou)
     nobody = ops.where(best_iou < negative_overlap, BACKGROUND, IGNORED)
     return ops.where(best_iou >= positive_overlap, best, nobody)
 
@@ -91,27 +86,72 @@ def match_anchors(
     2015), section 3.1.2.
     """
     iou = ops.where(valid[:, None], iou, -1.0)
-    matched = _by_thresholds(iou, negative_overlap, positive_overlap)
+    matched = _by_thresholds(*_largest(iou), negative_overlap, positive_overlap)
     if not force_match:
         return matched
     reached, anchor = _largest(ops.transpose(iou, (0, 2, 1)))
     return _give(matched, anchor, _winners(reached, anchor))
 
 # %% ../nbs/05a_targets.ipynb #5a7a0008
-_PIECE = 8192  # anchors whose overlaps are in memory at the same time
+_BLOCK = 1024  # numbers that `max` has looked through before `argmax` does
+
+
+def _first_largest(
+    rows,  # (B, N), N a multiple of _BLOCK
+):
+    "The largest number of every row, and the first index that has it."
+    blocks = ops.reshape(rows, (ops.shape(rows)[0], -1, _BLOCK))
+    block = ops.cast(ops.argmax(ops.max(blocks, axis=-1), axis=-1), "int32")
+    inside = ops.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    best, at = _largest(inside)
+    return best, block * _BLOCK + at
 
 # %% ../nbs/05a_targets.ipynb #5a7a000b
-def _best_of(pieces, starts):
-    """The best anchor of each object over all pieces, from the best of each:
-    (B, M) overlaps and indices of anchors.
+def _turn(anchors, boxes, valid):
+    "What the loop does with the objects that have the number `j`."
+    order = ops.arange(ops.shape(valid)[1])
+    # copied, so that each edge lies in memory without gaps
+    mine = [ops.copy(edge) for edge in box_edges(anchors)]
+
+    def turn(j, best, whose, reached, anchor):
+        box, real = ops.take(boxes, j, axis=1), ops.take(valid, j, axis=1)
+        theirs = [edge[:, None] for edge in box_edges(box)]
+        iou = edges_overlap(mine, theirs)
+        iou = ops.where(real[:, None], iou, -1.0)
+        top, at = _first_largest(iou)
+        return (
+            j + 1,
+            ops.maximum(best, iou),
+            ops.where(iou > best, j, whose),
+            ops.where(order == j, top[:, None], reached),
+            ops.where(order == j, at[:, None], anchor),
+        )
+
+    return turn
+
+# %% ../nbs/05a_targets.ipynb #5a7a000d
+def _compare(
+    anchors,  # (N, 4) pixels
+    boxes,  # (B, M, 4) pixels
+    valid,  # (B, M) bool: false for padding
+):
+    """The best overlap of each anchor and whose it is, (B, N); the best of each
+    object and which anchor's it is, (B, M). −1 where there is no object.
     """
-    overlap = ops.stack([iou for iou, _ in pieces], axis=-1)
-    anchor = [at + start for (_, at), start in zip(pieces, starts)]
-    best, piece = _largest(overlap)
-    anchor = ops.take_along_axis(
-        ops.stack(anchor, axis=-1), piece[..., None], axis=-1
+    number = ops.shape(anchors)[0]
+    anchors = ops.pad(anchors, [[0, -number % _BLOCK], [0, 0]])
+    wide = (ops.shape(valid)[0], ops.shape(anchors)[0])
+    end = ops.arange(1, ops.shape(valid)[1] + 1) * ops.cast(valid, "int32")
+    end = ops.max(end, initial=0)
+    start = (
+        ops.zeros((), "int32"),
+        *(-ops.ones(wide), ops.zeros(wide, "int32")),
+        *(-ops.ones(ops.shape(valid)), ops.zeros(ops.shape(valid), "int32")),
     )
-    return best, anchor[..., 0]
+    _, best, whose, reached, anchor = ops.while_loop(
+        lambda j, *_: j < end, _turn(anchors, boxes, valid), start
+    )
+    return best[:, :number], whose[:, :number], reached, anchor
 
 # %% ../nbs/05a_targets.ipynb #59f609dd
 @keras.saving.register_keras_serializable("retinanet_nb")
@@ -138,25 +178,13 @@ class Matcher(Part):
         valid,  # (B, M) bool: false for padding
     ):
         "(B, N) int32: an index of 0…M−1, `BACKGROUND` or `IGNORED`."
-        step = _PIECE if isinstance(anchors.shape[0], int) else None
-        starts = range(0, anchors.shape[0], step) if step else [0]
-        pieces = [
-            self._piece(anchors[start:][:step], boxes, valid) for start in starts
-        ]
-        matched = ops.concatenate([said for said, _ in pieces], axis=1)
+        best, whose, reached, anchor = _compare(anchors, boxes, valid)
+        matched = _by_thresholds(
+            best, whose, self.negative_overlap, self.positive_overlap
+        )
         if not self.force_match:
             return matched
-        best, anchor = _best_of([found for _, found in pieces], starts)
-        return _give(matched, anchor, _winners(best, anchor))
-
-    def _piece(self, anchors, boxes, valid):
-        """What the thresholds say of some anchors (B, n); and for each object
-        (B, M) its largest overlap with one of them, and which that is.
-        """
-        iou = ops.where(valid[:, None], overlaps(anchors, boxes), -1.0)
-        rule = (self.negative_overlap, self.positive_overlap)
-        found = _largest(ops.transpose(iou, (0, 2, 1)))
-        return _by_thresholds(iou, *rule), found
+        return _give(matched, anchor, _winners(reached, anchor))
 
 # %% ../nbs/05a_targets.ipynb #605122f3
 def assign_targets(

@@ -12,13 +12,13 @@ __all__ = ['RetinaNetTrainer', 'learning_rate_schedule', 'make_optimizer', 'buil
 import signal
 import sys
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from .anchors import AnchorGenerator, read_part
 from .boxes import box_coder
 from .checkpoints import Checkpoint, State, Stopped, _seeds
-from .engine import keras, ops
+from .engine import as_kernel, keras, ops
 from .files import _short
 from .generator import train_generator
 from .hyperparameters import HyperParameters
@@ -103,6 +103,19 @@ class _Parts(keras.Model):
     def call(self, images, training=None):
         return self.model(images, training=training)
 
+# %% ../nbs/07b_training.ipynb #ba60fd2d
+@cache
+def _kernel(matcher, coder):
+    "`assign_targets` by these parts, as one operation."
+    return as_kernel(partial(assign_targets, matcher=matcher, coder=coder))
+
+
+def _assigner(matcher, coder, custom: bool):
+    "`assign_targets` by these parts: as one operation, if they are the book's."
+    if not custom:
+        return _kernel(matcher, coder)
+    return partial(assign_targets, matcher=matcher, coder=coder)
+
 # %% ../nbs/07b_training.ipynb #e0b35c1f
 class _DetectionLosses(_Parts):
     "A model with its two losses; `RetinaNetTrainer` makes a trainer of it."
@@ -123,13 +136,9 @@ class _DetectionLosses(_Parts):
         outputs,  # of the model
     ) -> tuple:  # (classification, box), two scalars
         "The two losses of a batch."
-        deltas, classes = assign_targets(
-            self.anchors(ops.shape(images)[1:3]),
-            truth["boxes"],
-            truth["labels"],
-            matcher=self.matcher,
-            coder=self.coder,
-        )
+        assign = _assigner(self.matcher, self.coder, any(self.custom))
+        anchors = self.anchors(ops.shape(images)[1:3])
+        deltas, classes = assign(anchors, truth["boxes"], truth["labels"])
         box = self.smooth_l1_loss(classes, deltas, outputs["regression"])
         return self.focal_loss(classes, outputs["classification"]), box
 

@@ -71,6 +71,7 @@ def detection(precision):
             Line("KerasHub, TensorFlow", "kerashub", "kerashub_detect", given),
             ours("TensorFlow", "tensorflow"),
             ours("TensorFlow, BatchNorm folded", "tensorflow", fold=True),
+            ours("TensorFlow, a snapshot", "tensorflow", settled=True),
             ours("JAX", "jax"),
             ours("PyTorch", "torch"),
             ours("PyTorch, BatchNorm folded", "torch", fold=True),

@@ -119,13 +119,15 @@ def our_network(classes=CLASSES):
 
 
 @part
-def detect(precision="float32", size=SIZE, batch=1, classes=CLASSES, **options):
-    from retinanet_nb.retinanet_box import retinanet_box
+def detect(precision="float32", size=SIZE, batch=1, classes=CLASSES, settled=False, **options):
+    from retinanet_nb.retinanet_box import retinanet_box, snapshot
 
     try:
         detector = retinanet_box(our_network(classes), dtype=policy(precision), **options)
     except TypeError as error:
         raise ImportError(str(error)) from None
+    if settled:
+        detector = snapshot(detector)
     images = pictures(batch, size)
     return lambda: detector.predict_on_batch(images)
 
@@ -172,10 +174,11 @@ def numpy_filtering(batch):
 @part
 def assignment(count, batch=2):
     from retinanet_nb.anchors import anchors_for_shape
+    from retinanet_nb.engine import as_kernel
     from retinanet_nb.targets import assign_targets
 
     given = tensors(np.asarray(anchors_for_shape((SIZE, SIZE))), *objects(batch, count))
-    run = compiled(assign_targets)
+    run = compiled(as_kernel(assign_targets))
     return lambda: [np.asarray(x) for x in run(*given)]
 
 

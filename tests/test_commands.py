@@ -944,7 +944,7 @@ def test_the_bar_of_a_download_is_seen(capfd, monkeypatch):
 
     bar = lambda model: os.write(2, b"40 %")
     monkeypatch.setattr(model_files, "model_file", bar)
-    monkeypatch.setattr(shards, "opened_detector", lambda model, engine: model_files.model_file(model))
+    monkeypatch.setattr(shards, "opened_detector", lambda model, *how: model_files.model_file(model))
     cli_detect._any_detector("coco")
     assert capfd.readouterr().err == "40 %"  # and not the one in silence
 

@@ -27,7 +27,7 @@ NETWORK = """
 import sys, time, numpy as np
 from retinanet_nb.cli_detect import _any_detector
 from retinanet_nb.pictures import fit_to_canvas, read_image
-detector = _any_detector(sys.argv[1])
+detector = _any_detector(sys.argv[1], pictures=10_000)
 batch, seconds = int(sys.argv[2]), float(sys.argv[3])
 size = detector.hyperparameters.image_size
 images = np.stack([fit_to_canvas(read_image(p), size)[0] for p in sys.argv[4:]])
