@@ -14,7 +14,7 @@ from retinanet_nb.boxes import CornerCoder
 from retinanet_nb.filtering import DetectionFilter, filter_detections
 from retinanet_nb.hyperparameters import AnchorParameters
 from retinanet_nb.retinanet import retinanet_model
-from retinanet_nb.retinanet_box import detect, load_detector, retinanet_box
+from retinanet_nb.retinanet_box import detect, load_detector, retinanet_box, snapshot
 
 NAMES = ("ball", "brick", "leaf")
 
@@ -480,3 +480,29 @@ def test_a_folded_detector_finds_the_same(backbone, tmp_path):
     assert {w.dtype for w in read.weights} == {"bfloat16"}
     for a, b in zip(read.predict_on_batch(pictures), small_file.predict_on_batch(pictures)):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "bfloat16"])
+def test_a_snapshot_finds_the_same_and_keeps_to_it(dtype):
+    model = excite(retinanet_model(3, small(), class_names=NAMES), 3)
+    detector = retinanet_box(model, dtype=dtype)
+    settled = snapshot(detector)
+    assert settled.class_names == list(NAMES) and settled.hyperparameters == detector.hyperparameters
+    # batches and pictures of several sizes, of whole numbers and others
+    for pictures in (noise(2, (100, 130), seed=20), noise(1, (64, 96)).astype("uint8")):
+        expected = [np.asarray(x) for x in detector.predict_on_batch(pictures)]
+        found = settled.predict_on_batch(pictures)
+        assert [np.asarray(x).dtype for x in found] == [x.dtype for x in expected]
+        assert (expected[2] >= 0).sum() > 50
+        if dtype == "float32":
+            same_detections([np.asarray(x) for x in found], expected)
+        else:  # rounded elsewhere
+            assert np.abs(np.asarray(found[1]) - expected[1])[:, :50].max() < 0.03
+    if keras.backend.backend() != "tensorflow":
+        assert settled is detector
+        return
+    for weight in model.weights:
+        weight.assign(0 * weight)
+    for mine, its in zip(settled.predict_on_batch(pictures), found):
+        np.testing.assert_array_equal(mine, its)
+    assert len(detect(settled, pictures[0].astype("uint8"), 0.05))

@@ -8,9 +8,10 @@ from hypothesis import assume, given, settings, strategies as st
 import oracles
 from helpers import numpy
 from retinanet_nb.anchors import Part
-from retinanet_nb.boxes import CornerCoder
+from retinanet_nb.boxes import CornerCoder, overlaps
+from retinanet_nb.engine import as_kernel
 from retinanet_nb.hyperparameters import HyperParameters
-from retinanet_nb.targets import BACKGROUND, IGNORED, Matcher, assign_targets
+from retinanet_nb.targets import BACKGROUND, IGNORED, Matcher, assign_targets, match_anchors
 
 DEFAULTS = dict(negative_overlap=0.4, positive_overlap=0.5, force_match=True, std=oracles.BOX_STD)
 
@@ -195,6 +196,22 @@ def test_inside_a_compiled_graph(xla):
     deltas, classes = run(tf.constant(boxes), tf.constant(labels))
     np.testing.assert_array_equal(classes.numpy(), eager[1])
     np.testing.assert_allclose(deltas.numpy()[eager[1] >= 0], eager[0][eager[1] >= 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("anchors", [3, 1024, 1025])
+def test_one_object_after_another_says_what_the_table_says(anchors):
+    "Also for whole blocks of anchors, and where padding comes in between."
+    rng = np.random.default_rng(anchors)
+    boxes = np.concatenate([xy := rng.uniform(0, 80, (anchors, 2)), xy + rng.uniform(9, 40, (anchors, 2))], 1)
+    boxes[-1] = boxes[0]  # of equal ones, the first
+    objects = rng.permutation(boxes)[: 3 * (anchors // 3)].reshape(3, -1, 4)[:, :60] + rng.uniform(-2, 2, 4)
+    valid = rng.random(objects.shape[:2]) < 0.7
+    valid[1] = False
+    boxes, objects = boxes.astype("float32"), objects.astype("float32")
+    for rule in ((0.4, 0.5, True), (0.4, 0.5, False), (0.0, 0.3, True), (0.0, 0.0, False)):
+        expected = numpy(match_anchors(overlaps(boxes, objects), valid, *rule))
+        for match in (Matcher(*rule), as_kernel(Matcher(*rule))):
+            np.testing.assert_array_equal(numpy(match(boxes, objects, valid)), expected)
 
 
 # ---- parts of one's own
