@@ -262,12 +262,13 @@ def _pictures_inside(folder):
         ) from None
 
     known = (*PICTURE_SUFFIXES, *UNREAD_SUFFIXES)
-    inside = sorted(
-        Path(place) / name
-        for place, _, names in os.walk(folder, onerror=unreadable)
-        for name in names
-        if Path(name).suffix.lower() in known
-    )
+    inside = []
+    for place, folders, names in os.walk(folder, onerror=unreadable):
+        # hidden ones are somebody's leftovers, as a shell's * has it too
+        folders[:] = (name for name in folders if not name.startswith("."))
+        names = (name for name in names if not name.startswith("."))
+        inside += [Path(place) / name for name in names]
+    inside = sorted(path for path in inside if path.suffix.lower() in known)
     # a camera may write a picture twice: then the file that can be read is taken
     good = [path for path in inside if path.suffix.lower() in PICTURE_SUFFIXES]
     twins = {path.with_suffix("") for path in good}

@@ -189,11 +189,12 @@ def _files(folder, suffixes):
         raise PermissionError(
             f"{folder} may not be looked into: ask for the permission to read it."
         ) from None
-    # ._name is what macOS puts beside a file on disks of other systems
+    # hidden ones are leftovers: of a killed program, or ._name, which macOS puts
+    # beside a file on disks of other systems
     return [
         path
         for path in found
-        if path.suffix.lower() in suffixes and not path.name.startswith("._")
+        if path.suffix.lower() in suffixes and not path.name.startswith(".")
     ]
 
 

@@ -359,6 +359,16 @@ def test_a_demonstration_that_was_stopped_goes_on_as_it_says(capsys, monkeypatch
     assert json.loads(Path("my demo/run/evaluation-test/report.json").read_text())["pictures"] == 2
 
 
+def test_hidden_files_are_no_pictures_unless_they_are_named(tmp_path):
+    for name in ("a.jpg", "._a.jpg", ".a-k3x.jpg", ".Trashes/b.jpg", "c/d.png", "c/.d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = [tmp_path / "a.jpg", tmp_path / "c" / "d.png"]
+    assert cli.find_pictures([tmp_path]) == found
+    assert cli.find_pictures([tmp_path / "**" / "*"]) == found
+    assert cli.find_pictures([tmp_path / "._a.jpg"]) == [tmp_path / "._a.jpg"]
+
+
 def test_find_pictures_takes_files_as_they_come_and_folders_sorted(tmp_path):
     for name in ("b.jpg", "a.PNG", "notes.txt", "inner/c.jpeg"):
         (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
