@@ -107,7 +107,15 @@ class _Parts(keras.Model):
 @cache
 def _kernel(matcher, coder):
     "`assign_targets` by these parts, as one operation."
-    return as_kernel(partial(assign_targets, matcher=matcher, coder=coder))
+    assign = as_kernel(partial(assign_targets, matcher=matcher, coder=coder))
+
+    def padded(anchors, boxes, labels):
+        # compiled for every number of objects, so let there be few numbers
+        more = [0, -ops.shape(labels)[1] % 16]
+        labels = ops.pad(labels, [[0, 0], more], constant_values=-1)
+        return assign(anchors, ops.pad(boxes, [[0, 0], more, [0, 0]]), labels)
+
+    return padded
 
 
 def _assigner(matcher, coder, custom: bool):

@@ -152,6 +152,27 @@ def test_training_learns_two_pictures_and_no_object_is_no_accident():
     assert math.isfinite(float(logs["loss"])) and float(logs["box"]) == 0
 
 
+def test_room_for_more_objects_changes_no_loss():
+    h = small()
+    trainer = build_trainer(["ball", "brick"], h, keras.optimizers.Adam(1e-3))
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0, 255, (2, 64, 64, 3)).astype("float32")
+    boxes = np.float32([[[5, 5, 40, 40], [20, 8, 60, 30], [-1, -1, -1, -1]], [[-1, -1, -1, -1]] * 3])
+    labels = np.int32([[0, 1, -1], [-1, -1, -1]])
+    outputs = trainer(images)
+    expected = [float(x) for x in trainer.losses_of(images, {"boxes": boxes, "labels": labels}, outputs)]
+    assert min(expected) > 0
+    for more in (1, 13, 30):
+        truth = {
+            "boxes": np.pad(boxes, [[0, 0], [0, more], [0, 0]], constant_values=-1),
+            "labels": np.pad(labels, [[0, 0], [0, more]], constant_values=-1),
+        }
+        found = [float(x) for x in trainer.losses_of(images, truth, outputs)]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    nothing = {"boxes": boxes[:, :0], "labels": labels[:, :0]}
+    assert float(trainer.losses_of(images, nothing, outputs)[1]) == 0
+
+
 def test_a_run_leaves_everything_in_its_folder(run):
     files = {p.name for p in run.folder.iterdir()}
     assert files == {
