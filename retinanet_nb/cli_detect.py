@@ -213,10 +213,16 @@ def _told_evaluation(report, dataset, folder, page):
     "What an evaluation prints."
     from retinanet_nb.mistakes import find_mistakes, mistakes_overview
 
-    mistakes = find_mistakes(report, dataset)
+    mistakes, best = find_mistakes(report, dataset), report.best_f1
+    point = (
+        f"the best F1, {best.f1:.3f}, is at --score_threshold {best.score:.2f}:"
+        f" precision {best.precision:.2f}, recall {best.recall:.2f}\n"
+        if best
+        else ""
+    )
     return (
         f"{report}\n\nat a score of 0.5:"
-        f" {mistakes_overview(mistakes, report.class_names)}\n\n"
+        f" {mistakes_overview(mistakes, report.class_names)}\n{point}\n"
         f"page:       {page}\n"
         f"report:     {folder / 'report.json'}\n"
         f"curves:     {folder / 'curves.png'}\n"
@@ -687,8 +693,17 @@ def _told_photos(figures):
         return text
     return (
         f"{text} (photos, VOC07 mAP {figures['voc07_map']:.2f} on the"
-        f" {figures['pictures']} pictures of {figures['data']})"
+        f" {figures['pictures']} pictures of {figures['data']}; what scores less than"
+        f" {figures['score']:.2f} is left out)"
     )
+
+
+def _usual_threshold(model):
+    "The score from which on things are shown where nobody says."
+    from retinanet_nb.model_files import carried_figures
+
+    figures = carried_figures() if str(model) == "photos" else None
+    return figures["score"] if figures else 0.5
 
 
 def _check_only_json(only_json, show, images):
@@ -776,7 +791,8 @@ def retinanet_detect(
     ) = None,
     # folder for the annotated pictures or video and detections.json
     out: str = "detections",
-    score_threshold: float = 0.5,  # lower scores are left out
+    # lower scores are left out; default: 0.5, and for photos what suits it best
+    score_threshold: float = None,
     batch_size: int = 8,  # pictures a step
     # also show what was found, in a window; q ends it
     show: store_true = False,
@@ -796,6 +812,8 @@ def retinanet_detect(
     them as JSON.
     """
     model, images = _model_and_words(model, images)
+    if score_threshold is None:
+        score_threshold = _usual_threshold(model)
     _check_only_json(only_json, show, images)
     _check_engine(engine, model)
     of_ray = ray_workers, shard_size, shard_format

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['HIT', 'FALSE_ALARM', 'LEFT_OUT', 'VOC07', 'VOC', 'COCO_AP', 'METRICS', 'ROW', 'LEGEND', 'POINTS', 'PICTURES',
            'Matches', 'match_detections', 'judge', 'Curve', 'precision_recall_curve', 'precision_recall',
-           'average_precision', 'Report', 'evaluate_detections', 'evaluate', 'iou_matrix', 'Detections', 'Objects',
-           'stack_detections', 'stack_objects', 'coco_metrics', 'COCO_FIGURES', 'COCO_MOST', 'FASTER', 'PIECE', 'PLAIN',
-           'VERDICTS']
+           'average_precision', 'OperatingPoint', 'best_f1', 'Report', 'evaluate_detections', 'evaluate', 'iou_matrix',
+           'Detections', 'Objects', 'stack_detections', 'stack_objects', 'coco_metrics', 'COCO_FIGURES', 'COCO_MOST',
+           'FASTER', 'PIECE', 'PLAIN', 'VERDICTS']
 
 # %% ../nbs/07a_evaluation.ipynb #3543773d
 #| code-fold: true
@@ -230,6 +230,37 @@ def _eleven(recall, num_objects):
     hits = np.rint(recall * num_objects).astype(np.int64)
     return np.searchsorted(10 * hits, num_objects * np.arange(11))
 
+# %% ../nbs/07a_evaluation.ipynb #7a0f1002
+class OperatingPoint(NamedTuple):
+    "How good a detector is if what scores lower is left out."
+
+    score: float
+    precision: float
+    recall: float
+    f1: float
+
+
+def best_f1(
+    curves,  # one Curve a class
+) -> OperatingPoint | None:  # None where there is no hit
+    """The score to cut at where misses and false alarms are equally bad: the
+    largest F1 of all classes together, and of equal ones the highest score.
+    """
+    curves = list(curves)
+    hits = np.concatenate([np.zeros(0, bool), *(c.hits for c in curves)])
+    if not hits.any():
+        return None
+    scores = np.concatenate([c.scores for c in curves])
+    order = np.argsort(-scores, kind="stable")
+    scores, found = scores[order], np.cumsum(hits[order])
+    shown = np.arange(1, len(scores) + 1)
+    objects = sum(c.num_objects for c in curves)
+    f1 = 2 * found / (shown + objects)
+    f1[:-1][scores[:-1] == scores[1:]] = 0  # in the midst of equal scores
+    k = int(np.argmax(f1))
+    point = scores[k], found[k] / shown[k], found[k] / objects, f1[k]
+    return OperatingPoint(*map(float, point))
+
 # %% ../nbs/07a_evaluation.ipynb #6493b16a
 #| code-fold: true
 #| code-summary: "The report: its fields, means, and ways out"
@@ -282,6 +313,11 @@ class Report:
     def coco_ap50(self) -> float:
         "COCO's AP at IoU .50."
         return self.coco.get("AP50", float("nan"))
+
+    @property
+    def best_f1(self) -> OperatingPoint | None:
+        "Of all classes together, by VOC's matches; None where there is no hit."
+        return best_f1(self.curves.values())
 
     def metric(
         self,

@@ -221,7 +221,7 @@ def model_file(
 # %% ../nbs/90g_model_files.ipynb #5e0ca011
 def carried_figures(
     name: str = "photos",  # one of CARRIED
-) -> dict | None:  # voc07_map, pictures, data, …
+) -> dict | None:  # voc07_map, pictures, score (of its best F1), data, …
     """What a carried detector reached on pictures that it was not trained on, or
     `None` where nothing is noted. Raises `ValueError` for a damaged note.
     """
@@ -231,11 +231,12 @@ def carried_figures(
     figures = read_json(path)
     sound = isinstance(figures.get("data"), str) and all(
         type(figures.get(key)) in (int, float)
-        for key in ("voc07_map", "pictures")
+        for key in ("voc07_map", "pictures", "score")
     )
     if not sound:
         raise ValueError(
-            f"{path} must hold voc07_map and pictures, numbers, and data, a text"
+            f"{path} must hold voc07_map, pictures and score, numbers, and data, a"
+            " text"
         )
     return figures
 

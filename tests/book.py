@@ -537,6 +537,7 @@ def carry(path, data, split="val", name="Pascal VOC 2007", root=ROOT):
         figures = {
             "voc07_map": round(report.voc07_map, 4),
             "pictures": report.pictures,
+            "score": round(report.best_f1.score, 2),
             "data": f"{name} ({split})",
             "weights": detector.count_params(),
         }

@@ -17,7 +17,7 @@ from retinanet_nb.retinanet import read_model, retinanet_model
 from retinanet_nb.retinanet_box import load_detector, retinanet_box
 
 HERE = model_files.ASSETS
-FIGURES = {"voc07_map": 0.4321, "pictures": 2510, "data": "VOC 2007, val"}
+FIGURES = {"voc07_map": 0.4321, "pictures": 2510, "score": 0.27, "data": "VOC 2007, val"}
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,10 @@ def test_names_stand_for_the_carried_files(carried, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert model_files.model_file("./photos") != model_files.model_file("photos") == carried / "photos.keras"
     assert cli._weights_file("photos") == str(carried / "photos.keras") and cli._weights_file("a") == "a"
-    (carried / "shapes.json").write_text('{"voc07_map": "high", "pictures": 1, "data": ""}')
-    with pytest.raises(ValueError, match="shapes.json must hold voc07_map"):
-        model_files.carried_figures("shapes")
+    for damaged in ({"voc07_map": "high"}, {"score": None}, {"data": 3}):
+        (carried / "shapes.json").write_text(json.dumps({**FIGURES, **damaged}))
+        with pytest.raises(ValueError, match="shapes.json must hold voc07_map"):
+            model_files.carried_figures("shapes")
 
 
 def test_a_copy_without_it_says_so(bare, capsys, tmp_path):
@@ -79,11 +80,25 @@ def test_pictures_alone_are_looked_at_by_it(carried, capsys, monkeypatch, tmp_pa
     pictures = scans(tmp_path / "photos", 2)  # a folder whose name is also the detector's
     cli.retinanet_detect("photos", out="found")
     first, last = capsys.readouterr().out.splitlines()
-    assert "photos, VOC07 mAP 0.43 on the 2510 pictures of VOC 2007, val" in first
+    assert "photos, VOC07 mAP 0.43 on the 2510 pictures of VOC 2007, val; what scores less than 0.27" in first
     assert "retinanet_detect coco photos takes COCO's" in first and "150 MB" in first
     assert "in 2 pictures" in last
     rows = json.loads((tmp_path / "found" / "detections.json").read_text())
     assert [os.path.abspath(row["image"]) for row in rows] == pictures
+
+
+def test_the_usual_threshold_is_the_carried_ones_own(carried, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    kept = []
+    monkeypatch.setattr(cli_detect, "_detect_all", lambda *given: kept.append(given[-1]) or (0, 1, []))
+    pictures = scans(tmp_path / "scans", 1)
+    for words, threshold in ((["photos"], 0.27), ([], 0.27), (["shapes"], 0.5)):
+        cli.retinanet_detect(*words, *pictures, out="found")
+        assert kept[-1] == threshold
+        cli.retinanet_detect(*words, *pictures, out="found", score_threshold=0.6)
+        assert kept[-1] == 0.6
+    monkeypatch.setattr(model_files, "carried_figures", lambda: None)
+    assert cli_detect._usual_threshold("photos") == 0.5
 
 
 def test_which_word_is_a_detector(carried, monkeypatch, tmp_path):
@@ -131,6 +146,7 @@ def test_the_carried_detector_of_photographs():
     assert model_files.class_names_of("photos") == list(VOC_CLASSES)
     figures = model_files.carried_figures()
     assert 0.2 < figures["voc07_map"] < 1 and figures["pictures"] == 500
+    assert 0.05 < figures["score"] < 0.6
     kinds = set()
     with zipfile.ZipFile(path) as archive, h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
         file.visititems(

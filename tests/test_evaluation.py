@@ -26,6 +26,7 @@ from retinanet_nb.evaluation import (
     Detections,
     Objects,
     average_precision,
+    best_f1,
     coco_metrics,
     evaluate,
     evaluate_detections,
@@ -1030,3 +1031,29 @@ def test_curves_are_thinned():
     (line,) = drawn(report).lines
     assert len(line.get_xdata()) <= POINTS + 1 and line.get_ydata()[0] == 1 and line.get_ydata()[-1] == 0
     assert line.get_ydata()[-2] == pytest.approx(1 / 10_000)
+
+
+# ---- one threshold
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_best_f1_is_the_best_of_all_cuts(seed):
+    rng = np.random.default_rng(seed)
+    curves = []
+    for _ in range(rng.integers(1, 4)):
+        n = rng.integers(0, 12)
+        scores = rng.integers(1, 8, n) / 8  # many are equal
+        verdicts = rng.integers(-1, 2, n)
+        curves.append(precision_recall_curve(scores, verdicts, (verdicts == 1).sum() + rng.integers(0, 4)))
+    objects = sum(c.num_objects for c in curves)
+    shown = [(s, h) for c in curves for s, h in zip(c.scores, c.hits)]
+    cuts = []
+    for cut in sorted({s for s, _ in shown}, reverse=True):
+        hits = [h for s, h in shown if s >= cut]
+        cuts.append((2 * sum(hits) / (len(hits) + objects), cut, sum(hits) / len(hits), sum(hits) / objects))
+    point = best_f1(curves)
+    if not any(h for _, h in shown):
+        assert point is None
+        return
+    best = max(cuts, key=lambda c: (c[0], c[1]))
+    np.testing.assert_allclose((point.f1, point.score, point.precision, point.recall), best)
