@@ -91,11 +91,11 @@ def test_the_usual_threshold_is_the_carried_ones_own(carried, monkeypatch, tmp_p
     monkeypatch.chdir(tmp_path)
     kept = []
     monkeypatch.setattr(cli_detect, "_detect_all", lambda *given: kept.append(given[-1]) or (0, 1, []))
-    pictures = scans(tmp_path / "scans", 1)
-    for words, threshold in ((["photos"], 0.27), ([], 0.27), (["shapes"], 0.5)):
-        cli.retinanet_detect(*words, *pictures, out="found")
+    (picture,) = scans(tmp_path / "scans", 1)
+    for words, threshold in ((("photos", [picture]), 0.27), ((picture,), 0.27), (("shapes", [picture]), 0.5)):
+        cli.retinanet_detect(*words, out="found")
         assert kept[-1] == threshold
-        cli.retinanet_detect(*words, *pictures, out="found", score_threshold=0.6)
+        cli.retinanet_detect(*words, out="found", score_threshold=0.6)
         assert kept[-1] == 0.6
     monkeypatch.setattr(model_files, "carried_figures", lambda: None)
     assert cli_detect._usual_threshold("photos") == 0.5
