@@ -3,6 +3,7 @@
     RETINANET_DATA=… python tests/photos.py shrink   # VOC2007's training pictures, at most 288 pixels
     python tests/photos.py name --epochs 14          # the body learns to name objects cut out of them
     python tests/photos.py find --minutes 180        # the detector learns to find them (after 48 and 95, chapter 11)
+    python tests/photos.py find --minutes 250 --since 180 --top 0.5
     python tests/photos.py write photos.keras        # half precision, for the package
     python tests/photos.py sheet sheet.jpg           # what it finds in 24 pictures of `val`
 
@@ -34,7 +35,7 @@ from retinanet_nb.detections import detect, load_detector
 from retinanet_nb.generator import train_generator
 from retinanet_nb.hyperparameters import VOC_CLASSES, AnchorParameters, preset
 from retinanet_nb.losses import focal_loss, smooth_l1_loss
-from retinanet_nb.model_files import save_half
+from retinanet_nb.model_files import carried_figures, save_half
 from retinanet_nb.pictures import draw_detections, read_image, write_image
 from retinanet_nb.records import Record, Records
 from retinanet_nb.retinanet import retinanet_model
@@ -48,9 +49,9 @@ HELD_OUT = ("boat", "cow", "sheep")
 # ends. Small pictures first: the more the network sees in an hour, the better it learns to name; then comes finding small things, and at last pictures as they are.
 PARTS = (
     (160, HELD_OUT, 0.5, 0.15),
-    (160, (), 0.5, 0.75),
-    (192, (), 0.5, 0.92),
-    (192, (), 0.0, 1.0),
+    (160, (), 0.5, 0.6),
+    (192, (), 0.5, 0.87),
+    (224, (), 0.0, 1.0),
 )
 SETTINGS = preset("tiny").replace(
     backbone="small",
@@ -231,11 +232,11 @@ def optimizer(*modules):
     return torch.optim.AdamW(groups, weight_decay=SETTINGS.weight_decay, betas=(0.9, 0.99), fused=True)
 
 
-def set_rate(optimizer, step, share, warmup):
-    "Warm-up, then a cosine down to a hundredth over the `share` of the run that is done."
+def set_rate(optimizer, step, share, warmup, top=1.0):
+    "Warm-up, then a cosine from `top` of the rate down to a hundredth of that over the `share` of the run that is done."
     cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1)))
     for group in optimizer.param_groups:
-        group["lr"] = SETTINGS.learning_rate * min(1, (step + 1) / warmup) * cosine
+        group["lr"] = top * SETTINGS.learning_rate * min(1, (step + 1) / warmup) * cosine
 
 
 def cut_out(dataset, side=96):
@@ -396,7 +397,7 @@ class Run:
                 mine = self.average[f"layers.classification_subnet_output.{part}"]
                 mine[rows] = getattr(out, part)[rows].detach()
 
-    def learn(self, images, truth, share):
+    def learn(self, images, truth, share, top=1.0):
         "One step; gives both losses."
         most = max(1, int((truth["labels"] >= 0).sum(1).max()))
         boxes, labels = (torch.from_numpy(truth[k][:, :most]) for k in ("boxes", "labels"))
@@ -404,7 +405,7 @@ class Run:
             deltas, classes = assign_targets(
                 self.anchors, boxes, labels, matcher=self.matcher, coder=self.coder
             )
-        set_rate(self.adam, self.step, share, 300)
+        set_rate(self.adam, self.step, share, 300, top)
         with torch.autocast("cpu", torch.bfloat16):
             regression, logits = self.net(torch.from_numpy(images))
         named, placed = self.focal(classes, logits.float()), self.smooth(classes, deltas, regression.float())
@@ -421,11 +422,17 @@ class Run:
         return named.item(), placed.item()
 
 
-def find_objects(folder, minutes):
-    "Train for so many minutes of the main thread, however many epochs these are: the rate falls with them."
+def find_objects(folder, minutes, since=0.0, top=1.0):
+    """Train until so many minutes of the main thread have been spent, however many epochs these are: the rate falls with them. A run that was over after
+    `since` minutes is taken up with `top` of the rate, which falls anew.
+    """
     run = Run(folder)
-    run.go_back(run.seconds / 60 / minutes)
-    while (share := run.seconds / 60 / minutes) < 1:
+
+    def done():
+        return (run.seconds / 60 - since) / (minutes - since)
+
+    run.go_back(done())
+    while (share := done()) < 1:
         while share >= PARTS[run.part][-1]:
             run.next_part()
         run.batches.set_epoch(run.epoch)
@@ -433,9 +440,9 @@ def find_objects(folder, minutes):
         losses, begin = [], run.seconds
         for i in range(len(run.batches)):
             start = time.thread_time()
-            losses.append(run.learn(*run.batches[i], share))
+            losses.append(run.learn(*run.batches[i], share, top))
             run.seconds += time.thread_time() - start
-            share = run.seconds / 60 / minutes
+            share = done()
             if share >= PARTS[run.part][-1]:
                 break
         run.note(losses, run.seconds - begin)
@@ -464,10 +471,12 @@ def write(folder, path, size, without=()):
     print(save_half(retinanet_box(small), path), path.stat().st_size, "bytes")
 
 
-def sheet(data, path, threshold=0.4, columns=6):
+def sheet(data, path, columns=6):
     """What the carried detector finds in 24 pictures that it has not seen. They are chosen by what they show, not by how well it does: of every class the first
-    picture of `val` in which it is the largest object and fills a fifth of the picture, and the next of the four commonest classes.
+    picture of `val` in which it is the largest object and fills a fifth of the picture, and the next of the four commonest classes. What is shown is what
+    `retinanet_detect` shows.
     """
+    threshold = carried_figures()["score"]
     count, wanted = np.zeros(len(VOC_CLASSES), int), {}
     for record in VOCDataset(data / "voc2007", "val", VOC_CLASSES):
         count += np.bincount(record.labels, minlength=len(count))
@@ -508,6 +517,13 @@ def main():
         help="of find, of its main thread: with OMP_NUM_THREADS=2 a second core's come on top",
     )
     parser.add_argument(
+        "--since",
+        type=float,
+        default=0,
+        help="of find: the minutes after which a run was over that is taken up",
+    )
+    parser.add_argument("--top", type=float, default=1, help="of find: the share of the rate to begin with")
+    parser.add_argument(
         "--size", type=int, default=256, help="side of the canvas that write gives the detector"
     )
     parser.add_argument(
@@ -522,7 +538,7 @@ def main():
     elif a.stage == "name":
         name_objects(a.folder, a.epochs)
     elif a.stage == "find":
-        find_objects(a.folder, a.minutes)
+        find_objects(a.folder, a.minutes, a.since, a.top)
     elif a.stage == "sheet":
         sheet(Path(os.environ["RETINANET_DATA"]), a.path)
     else:
