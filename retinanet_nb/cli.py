@@ -214,7 +214,7 @@ def _words(text):
 
 
 def _numbers(text, what, separator=","):
-    """Whole or broken numbers of a text like `240x320` or `16,32,64`, or a
+    """Integers or decimals in a text like `240x320` or `16,32,64`, or a
     `ValueError` that shows how to write them.
     """
     try:

@@ -161,7 +161,7 @@ def table(
     rows,  # of cells: text or numbers; None is shown as –
     bars=(),  # columns that hold a share 0…1, drawn as a bar
 ) -> str:
-    "A table. Broken numbers are shown with three digits."
+    "A table. Floats are shown with three decimals."
     rows = [list(row) for row in rows]
     head = "".join(
         _head(heading, [row[c] for row in rows], c in bars)
