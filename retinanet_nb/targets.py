@@ -93,7 +93,7 @@ def match_anchors(
     return _give(matched, anchor, _winners(reached, anchor))
 
 # %% ../nbs/05a_targets.ipynb #5a7a0008
-_BLOCK = 1024  # numbers that `max` has looked through before `argmax` does
+_BLOCK = 1024  # numbers in which max finds the largest before argmax looks
 
 
 def _first_largest(
