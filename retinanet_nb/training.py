@@ -118,11 +118,11 @@ def _kernel(matcher, coder):
     return padded
 
 
-def _assigner(matcher, coder, custom: bool):
-    "`assign_targets` by these parts: as one operation, if they are the book's."
-    if not custom:
-        return _kernel(matcher, coder)
-    return partial(assign_targets, matcher=matcher, coder=coder)
+def _assigner(matcher, coder, custom):
+    "`assign_targets` by these parts: as one operation where none is custom."
+    if any(part is not None for part in custom):
+        return partial(assign_targets, matcher=matcher, coder=coder)
+    return _kernel(matcher, coder)
 
 # %% ../nbs/07b_training.ipynb #e0b35c1f
 class _DetectionLosses(_Parts):
@@ -144,7 +144,7 @@ class _DetectionLosses(_Parts):
         outputs,  # of the model
     ) -> tuple:  # (classification, box), two scalars
         "The two losses of a batch."
-        assign = _assigner(self.matcher, self.coder, any(self.custom))
+        assign = _assigner(self.matcher, self.coder, self.custom)
         anchors = self.anchors(ops.shape(images)[1:3])
         deltas, classes = assign(anchors, truth["boxes"], truth["labels"])
         box = self.smooth_l1_loss(classes, deltas, outputs["regression"])
