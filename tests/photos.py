@@ -473,8 +473,8 @@ def write(folder, path, size, without=()):
 
 def sheet(data, path, columns=6):
     """What the carried detector finds in 24 pictures that it has not seen. They are chosen by what they show, not by how well it does: of every class the first
-    picture of `val` in which it is the largest object and fills a fifth of the picture, and the next of the four commonest classes. What is shown is what
-    `retinanet_detect` shows.
+    picture of `val` in which it is the largest object and fills a fifth of the picture, and the next of the four commonest classes. Shown is what scores
+    enough for `retinanet_detect`, an object with its best name alone.
     """
     threshold = carried_figures()["score"]
     count, wanted = np.zeros(len(VOC_CLASSES), int), {}
@@ -486,17 +486,19 @@ def sheet(data, path, columns=6):
             wanted.setdefault(int(record.labels[np.argmax(areas)]), []).append(record)
     chosen = [wanted[label][0] for label in sorted(wanted)]
     chosen += [wanted[label][1] for label in np.argsort(-count)[: 24 - len(chosen)].tolist()]
-    detector, tiles = load_detector("photos"), []
+    detector, tiles = load_detector("photos", class_specific_filter=False), []
     for record in chosen:
         image = read_image(record.image)
         found = detect(detector, image, threshold)
-        scale = max(240 / image.shape[0], 300 / image.shape[1])
-        size = tuple(math.ceil(n * scale) for n in image.shape[1::-1])
+        scale = min(240 / image.shape[0], 300 / image.shape[1])
+        size = tuple(round(n * scale) for n in image.shape[1::-1])
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         boxes = found.boxes * scale
         image = draw_detections(image, boxes, found.scores, found.labels, detector.class_names, threshold)
-        top, left = ((n - m) // 2 for n, m in zip(image.shape[:2], (240, 300)))
-        tiles.append(image[top : top + 240, left : left + 300])
+        tile = np.full((250, 310, 3), 255, np.uint8)
+        top, left = ((n - m) // 2 for n, m in zip(tile.shape[:2], image.shape[:2]))
+        tile[top:, left:][: image.shape[0], : image.shape[1]] = image
+        tiles.append(tile)
     rows = [np.hstack(tiles[k : k + columns]) for k in range(0, len(tiles), columns)]
     write_image(path, np.vstack(rows))
     print(path, " ".join(record.image.stem for record in chosen))
@@ -524,7 +526,7 @@ def main():
     )
     parser.add_argument("--top", type=float, default=1, help="of find: the share of the rate to begin with")
     parser.add_argument(
-        "--size", type=int, default=256, help="side of the canvas that write gives the detector"
+        "--size", type=int, default=224, help="side of the canvas that write gives the detector"
     )
     parser.add_argument(
         "--without-held-out", action="store_true", help="write the detector after the first part"
