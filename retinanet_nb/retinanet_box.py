@@ -290,12 +290,14 @@ class Snapshot:
 
 
 def snapshot(
-    detector: Detector,
-):  # Snapshot; the detector itself where TensorFlow isn't the engine
+    detector,  # of retinanet_box or load_detector
+):  # Snapshot, where TensorFlow is the engine
     """The detector as it is now, for many pictures: whatever becomes of its weights
-    afterwards doesn't show. JAX and PyTorch gain nothing by it.
+    afterwards doesn't show. JAX and PyTorch gain nothing by it, so there, as with
+    an exported file, it is the detector itself.
     """
-    if keras.backend.backend() != "tensorflow":
+    tensorflow = keras.backend.backend() == "tensorflow"
+    if not tensorflow or not isinstance(detector, Detector):
         return detector
     return Snapshot(detector)
 

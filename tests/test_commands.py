@@ -807,7 +807,6 @@ def stub(monkeypatch):
 
     def use(steps=10**9):
         monkeypatch.setattr(retinanet_box, "load_detector", lambda path: Stub(steps))
-        monkeypatch.setattr(retinanet_box, "snapshot", lambda detector: detector)
 
     use()
     return use

@@ -91,7 +91,7 @@ def test_a_killed_process_leaves_whole_shards(asked, tmp_path):
 import os, sys, types
 from test_commands import Stub
 from retinanet_nb.shards import detect_in_shards, one_by_one
-box = types.SimpleNamespace(load_detector=lambda path: Stub())
+box = types.SimpleNamespace(load_detector=lambda path: Stub(), snapshot=lambda detector: detector)
 sys.modules["retinanet_nb.retinanet_box"] = box  # spares the engine
 def dies(options, items):
     for answer in one_by_one(options, items):
