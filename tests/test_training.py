@@ -849,10 +849,8 @@ def test_a_signal_that_compiled_code_turns_into_another_error(listening, monkeyp
                 signal.raise_signal(signal.SIGTERM)
         raise SystemError("bad argument to internal function")
 
-    (
-        monkeypatch.setattr(progress, "_judged", judged),
-        monkeypatch.setattr(progress, "_wrapped", lambda *_: None),
-    )
+    monkeypatch.setattr(progress, "_judged", judged)
+    monkeypatch.setattr(progress, "_wrapped", lambda *_: None)
     options = SimpleNamespace(team=progress.Team())
     with checkpoints._Signals() as signals, pytest.raises(Stopped if asked else SystemError) as ended:
         judge = progress._Judge(None, signals, options)
